@@ -1,0 +1,45 @@
+"""VQ-VAE and PixelCNN for 2-D brain MRI slices.
+
+Names are imported on first use: `python -m oasis_vq --help` and the processes that draw phantom slices
+do not wait for TensorFlow, and `setup()` can quiet its logs.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "config": ["Paths", "PriorConfig", "VQVAEConfig", "profile", "setup"],
+    "recipes": ["Recipe", "recipe", "recipe_names"],
+    "slices": ["SliceIndex", "Slices", "find_slices", "load_images", "make_dataset"],
+    "phantom": ["find_or_make_slices", "make_cohort"],
+    "quantizer": ["EMAVectorQuantizer", "VectorQuantizer"],
+    "vqvae": ["VQVAE"],
+    "pixelcnn": ["MaskedConv2D", "PixelCNN"],
+    "sampling": ["sample_codes"],
+    "training": ["Codes", "encode_slices", "fit_or_load", "load_prior", "load_vqvae", "read_history"],
+    "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
+    "evaluation": ["evaluate_prior", "evaluate_reconstruction"],
+    "plots": [
+        "plot_code_images",
+        "plot_codebook_usage",
+        "plot_history",
+        "plot_reconstructions",
+        "plot_slices",
+        "save_figure",
+    ],
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'oasis_vq' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"oasis_vq.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,227 @@
+"""Configurations of everything that is trained, the paths, and the set-up of a session."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of the configurations: a frozen dataclass that goes to JSON and comes back equal."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]):
+        """Return the configuration with these field values; the inverse of `to_dict`.
+
+        Raises:
+            ValueError: if a field is unknown or missing.
+        """
+        names = {item.name for item in dataclasses.fields(cls)}
+        if set(values) != names:
+            unknown, missing = sorted(set(values) - names), sorted(names - set(values))
+            raise ValueError(f"{cls.__name__} does not fit: unknown fields {unknown}, missing fields {missing}.")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def differences(self, other: "Config") -> str:
+        """Return 'field: own value, not other value' for every field that differs, joined by '; '."""
+        own, others = self.to_dict(), other.to_dict()
+        return "; ".join(f"{name}: {own[name]}, not {others[name]}" for name in own if own[name] != others[name])
+
+    def _require(self, rule: bool, text: str, received: Any) -> None:
+        if not rule:
+            raise ValueError(f"{text}. Received: {received}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(Config):
+    """Everything that decides how a VQ-VAE is built and trained."""
+
+    recipe: str = ""
+    """Name of the recipe this came from; a prior takes the same one by default."""
+    image_size: int = 128
+    """Height and width of the images in pixels; a multiple of `downsampling`."""
+    downsampling: int = 8
+    """Image pixels per code along each axis: 2, 4, 8 or 16; one strided convolution per factor of two."""
+    width: int = 96
+    """Channels at the resolution of the codes; halved at each finer resolution."""
+    num_residual_blocks: int = 2
+    """Residual blocks at the resolution of the codes, in the encoder and in the decoder (van den Oord et al. 2017)."""
+    num_embeddings: int = 512
+    """Vectors in the codebook, K."""
+    embedding_dim: int = 32
+    """Length of a codebook vector, D."""
+    quantizer: Literal["gradient", "ema"] = "ema"
+    """How the codebook learns: by gradient (van den Oord et al. 2017, eq. 3) or by moving averages (appendix A.1)."""
+    commitment_cost: float = 0.25
+    """Weight of the commitment term, beta (van den Oord et al. 2017, eq. 3)."""
+    ssim_weight: float = 0.5
+    """Weight of 1 - SSIM beside the squared error divided by the data's variance; 0 leaves it out."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate, at its start if it decays."""
+    cosine_decay: bool = True
+    """Whether the learning rate falls to zero along a half cosine."""
+    batch_size: int = 16
+    """Images per step."""
+    epochs: int = 40
+    """Passes over the training slices."""
+    seed: int = 0
+    """Seed of the weights and of the order of the slices."""
+
+    def __post_init__(self):
+        self._require(self.downsampling in (2, 4, 8, 16), "downsampling is 2, 4, 8 or 16", self.downsampling)
+        nearest = max(1, round(self.image_size / self.downsampling)) * self.downsampling
+        self._require(
+            self.image_size == nearest,
+            f"image_size is a multiple of downsampling ({self.downsampling}), for example {nearest}",
+            self.image_size,
+        )
+        self._require(self.ssim_weight == 0 or self.image_size >= 11, "SSIM needs 11 pixels or more", self.image_size)
+        self._require(self.quantizer in ("gradient", "ema"), "quantizer is 'gradient' or 'ema'", self.quantizer)
+        for name in ("width", "num_embeddings", "embedding_dim", "batch_size", "epochs"):
+            self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the code grid."""
+        return (self.image_size // self.downsampling,) * 2
+
+    def quick(self) -> "VQVAEConfig":
+        """Return a small version that learns recognisable brains from a small cohort in about two CPU minutes."""
+        return dataclasses.replace(
+            self,
+            width=min(self.width, 64),
+            num_embeddings=min(self.num_embeddings, 256),
+            num_residual_blocks=min(self.num_residual_blocks, 1),
+            epochs=min(self.epochs, 25),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig(Config):
+    """Everything that decides how a PixelCNN prior is built and trained."""
+
+    recipe: str = ""
+    """Name of the recipe this came from."""
+    grid_shape: tuple[int, int] = (16, 16)
+    """Rows and columns of the code grid."""
+    num_embeddings: int = 512
+    """Codes to choose from at each position, K."""
+    num_slices: int = 32
+    """Slice positions to condition on; 0 leaves the condition out."""
+    num_labels: int = 0
+    """Class labels to condition on; 0 leaves the condition out."""
+    condition_dropout: float = 0.1
+    """Share of the training grids whose condition is hidden, so that the prior also works without one."""
+    embedding_dim: int = 64
+    """Length of the learned vector that stands for a code at the input."""
+    num_channels: int = 128
+    """Channels of the trunk; residual blocks use half of them inside."""
+    first_kernel_size: int = 7
+    """Side of the masked convolution of type A, odd."""
+    kernel_size: int = 5
+    """Side of the masked convolutions of type B, odd."""
+    num_residual_blocks: int = 8
+    """Residual blocks, each with one masked convolution of type B."""
+    num_head_layers: int = 1
+    """1x1 layers with ReLU between the last block and the logits."""
+    dropout: float = 0.1
+    """Share of channels dropped inside each residual block while training."""
+    learned_position: bool = True
+    """Whether each grid position adds a learned vector, so that the network knows where it is."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate, at its start if it decays."""
+    cosine_decay: bool = True
+    """Whether the learning rate falls to zero along a half cosine."""
+    batch_size: int = 32
+    """Code grids per step."""
+    epochs: int = 30
+    """Passes over the training grids."""
+    seed: int = 0
+    """Seed of the weights, of dropout and of the order of the grids."""
+
+    def __post_init__(self):
+        self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
+        for name in ("first_kernel_size", "kernel_size"):
+            self._require(getattr(self, name) % 2 == 1, f"{name} is odd", getattr(self, name))
+        for name in ("num_embeddings", "num_channels", "embedding_dim", "batch_size", "epochs"):
+            self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
+
+    def matched_to(self, vqvae: VQVAEConfig) -> "PriorConfig":
+        """Return this configuration with the code grid and the codebook size of a VQ-VAE."""
+        return dataclasses.replace(self, grid_shape=vqvae.grid_shape, num_embeddings=vqvae.num_embeddings)
+
+    def quick(self) -> "PriorConfig":
+        """Return a small version that trains in about two CPU minutes on a small cohort."""
+        return dataclasses.replace(
+            self,
+            num_embeddings=min(self.num_embeddings, 256),
+            num_channels=min(self.num_channels, 96),
+            num_residual_blocks=min(self.num_residual_blocks, 5),
+            epochs=min(self.epochs, 25),
+        )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are; each is overridable by an environment variable."""
+
+    data: Path | None = field(default_factory=lambda: _path("OASIS_VQ_DATA", None))
+    """Folder with slices (`OASIS_VQ_DATA`), or None: a phantom cohort is made."""
+    phantom: Path = field(default_factory=lambda: _path("OASIS_VQ_PHANTOM", ROOT / "data"))
+    """Folder in which phantom cohorts are made (`OASIS_VQ_PHANTOM`)."""
+    models: Path = field(default_factory=lambda: _path("OASIS_VQ_MODELS", ROOT / "saved_models"))
+    """Folder of the model folders (`OASIS_VQ_MODELS`)."""
+    figures: Path = field(default_factory=lambda: _path("OASIS_VQ_FIGURES", ROOT / "figures"))
+    """Folder that `save_figure` writes (`OASIS_VQ_FIGURES`)."""
+
+
+def _path(variable: str, default: Path | None) -> Path | None:
+    return Path(os.environ[variable]) if os.environ.get(variable) else default
+
+
+def profile() -> str:
+    """Return 'quick' or 'full': how much the notebooks train (`OASIS_VQ_PROFILE`, quick if unset)."""
+    value = os.environ.get("OASIS_VQ_PROFILE") or "quick"
+    if value not in ("quick", "full"):
+        raise ValueError(f"OASIS_VQ_PROFILE is 'quick' or 'full'. Received: {value}.")
+    return value
+
+
+def setup(seed: int = 0) -> None:
+    """Seed everything, quiet TensorFlow's logs, let GPU memory grow, and print the device and the data folder.
+
+    Call it first: TensorFlow's native logs are quiet only if it has not been imported yet.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    import keras
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError:
+        pass  # The GPUs are in use already, by an earlier setup() of this session: growth is on.
+    keras.utils.set_random_seed(seed)
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    print(f"device: {', '.join(names) or f'CPU ({os.cpu_count()} cores)'} · TensorFlow {tf.__version__}")
+    data = Paths().data
+    print(f"data:   {data.name if data else 'phantom cohort (OASIS_VQ_DATA is not set)'} · profile: {profile()}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, so that the file is either the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,182 @@
+"""Reports on a VQ-VAE and on a prior, each beside the trivial baselines that it has to beat."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from oasis_vq.metrics import decibels, squared_errors, ssim_per_image
+from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.quantizer import perplexity
+from oasis_vq.slices import SliceIndex, Slices, check_readable, find_slices, make_dataset
+from oasis_vq.training import Codes, encode_slices
+from oasis_vq.vqvae import VERB_BATCH_SIZE, VQVAE
+
+COURSEWORK_SSIM = 0.6
+"""The coursework's criterion for the mean SSIM on the test set."""
+SCORES = ("ssim", "brain_ssim", "psnr", "brain_psnr")
+NUM_RESAMPLES = 1000
+
+
+class _Scores:
+    """Scores of a growing set of images against their references, kept by image."""
+
+    def __init__(self):
+        self.parts: list[tuple] = []
+
+    def add(self, references: np.ndarray, images: np.ndarray) -> None:
+        """Add images (n, size, size, 1) in [0, 1]."""
+        self.parts.append((*ssim_per_image(references, images), *squared_errors(references, images)))
+
+    def of(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        """Return the scores over some of the images."""
+        whole, brain, errors, sums, counts = (np.concatenate(part)[rows] for part in zip(*self.parts, strict=True))
+        with_brain = np.isfinite(brain)
+        return {
+            "ssim": float(whole.mean()),
+            "brain_ssim": float(brain[with_brain].mean()) if with_brain.any() else float("nan"),
+            "psnr": decibels(errors.mean()),
+            "brain_psnr": decibels(sums.sum() / counts.sum()) if counts.sum() else float("nan"),
+        }
+
+
+def mean_slices(train: Slices, image_size: int) -> dict[int, np.ndarray]:
+    """Return the mean training image (size, size, 1) at each slice position, and over all of them under -1."""
+    sums: dict[int, np.ndarray] = {}
+    counts: dict[int, int] = {}
+    start = 0
+    for images in make_dataset(train, image_size=image_size, batch_size=64).as_numpy_iterator():
+        for image, position in zip(images, train.slice[start : start + len(images)], strict=True):
+            for key in (int(position), -1):
+                sums[key] = sums.get(key, 0.0) + image.astype(np.float64)
+                counts[key] = counts.get(key, 0) + 1
+        start += len(images)
+    return {key: (total / counts[key]).astype(np.float32) for key, total in sums.items()}
+
+
+def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | None = None, seed: int = 0) -> dict:
+    """Score the reconstructions of slices, usually the test split.
+
+    Args:
+        vqvae: the model.
+        slices: what to reconstruct; streamed, never all in memory.
+        train: training slices for the mean-slice baseline; None for those in the same data folder.
+        seed: of the bootstrap.
+
+    Returns:
+        ssim, brain_ssim, psnr, brain_psnr, bits_per_image, perplexity, codebook_usage, num_images, num_subjects,
+        all float; `baselines`: the scores of an all-black image and of the mean training slice at the same position;
+        `intervals`: for each score the 95 % bootstrap interval over subjects.
+    """
+    check_readable(slices)
+    size = vqvae.config.image_size
+    means = mean_slices(find_slices(slices.root).train if train is None else train, size)
+    scores = {name: _Scores() for name in ("model", "black", "mean_slice")}
+    codes, start = [], 0
+    dataset = make_dataset(slices, image_size=size, batch_size=64)
+    for images in tqdm(dataset.as_numpy_iterator(), "scoring", len(dataset), unit="batch", leave=False):
+        codes.append(vqvae.encode(images))
+        positions = slices.slice[start : start + len(images)]
+        scores["model"].add(images, vqvae.decode(codes[-1]))
+        scores["black"].add(images, np.zeros_like(images))
+        scores["mean_slice"].add(images, np.stack([means.get(int(at), means[-1]) for at in positions]))
+        start += len(images)
+
+    counts = np.bincount(np.concatenate(codes).ravel(), minlength=vqvae.config.num_embeddings)
+    return {
+        **scores["model"].of(),
+        "bits_per_image": math.prod(vqvae.config.grid_shape) * math.log2(vqvae.config.num_embeddings),
+        "perplexity": perplexity(np.concatenate(codes), vqvae.config.num_embeddings),
+        "codebook_usage": float((counts > 0).mean()),
+        "num_images": float(len(slices)),
+        "num_subjects": float(slices.num_subjects),
+        "baselines": {name: scores[name].of() for name in ("black", "mean_slice")},
+        "intervals": _bootstrap(scores["model"], slices.subject, seed),
+    }
+
+
+def _bootstrap(scores: _Scores, subjects: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """Return the 2.5 and 97.5 percentiles of each score over resampled subjects (n,)."""
+    generator = np.random.default_rng(seed)
+    rows_of = [np.flatnonzero(subjects == subject) for subject in np.unique(subjects)]
+    drawn = []
+    for _ in range(NUM_RESAMPLES):
+        chosen = generator.integers(0, len(rows_of), len(rows_of))
+        drawn.append(scores.of(np.concatenate([rows_of[number] for number in chosen])))
+    return {
+        name: [float(value) for value in np.percentile([scores[name] for scores in drawn], (2.5, 97.5))]
+        for name in SCORES
+    }
+
+
+def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
+    """Score how well a prior predicts the codes of held-out slices.
+
+    Returns:
+        bits_per_code, accuracy (teacher-forced) and bits_per_image on the test codes; the same with the prefix
+        `validate_` and `train_` (of as many training slices as there are validation slices); all float;
+        `baselines`: bits per test code of `uniform` (log2 K), `unigram` (one histogram) and `per_position` (one
+        histogram at each grid position), both of the training codes with add-one smoothing.
+    """
+    for part in index.splits().values():
+        check_readable(part)
+    codes = {split: encode_slices(vqvae, part) for split, part in index.splits().items()}
+    chosen = np.random.default_rng(0).permutation(len(codes["train"]))[: len(codes["validate"])]
+    report = {}
+    for split, part in (("", codes["test"]), ("validate_", codes["validate"]), ("train_", codes["train"][chosen])):
+        bits, accuracy = code_scores(prior, part)
+        report[f"{split}bits_per_code"] = float(bits.mean())
+        report[f"{split}bits_per_image"] = float(bits.mean() * math.prod(prior.config.grid_shape))
+        report[f"{split}accuracy"] = float(accuracy.mean())
+    report["baselines"] = code_baselines(codes["train"].codes, codes["test"].codes, prior.config.num_embeddings)
+    return report
+
+
+def code_scores(prior: PixelCNN, codes: Codes) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bits (n, h, w) each code costs under the prior, and whether it was the most likely (n, h, w)."""
+    bits, hits = [], []
+    for start in range(0, len(codes), VERB_BATCH_SIZE):  # logits are K times as large as codes: never all at once
+        part = codes[start : start + VERB_BATCH_SIZE]
+        logits = prior.logits(part.codes, **{name: getattr(part, name) for name in prior.condition_sizes})
+        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(part.codes, logits).numpy()
+        bits.append(nats / math.log(2))
+        hits.append(logits.argmax(axis=-1) == part.codes)
+    return np.concatenate(bits), np.concatenate(hits)
+
+
+def code_baselines(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> dict[str, float]:
+    """Return the bits per test code of trivial models of the training codes, both (n, h, w) int."""
+    positions = np.broadcast_to(np.arange(train[0].size).reshape(train[0].shape), test.shape)
+    counts = np.ones((train[0].size, num_embeddings))  # add-one smoothing
+    np.add.at(counts, (np.broadcast_to(positions[0], train.shape).ravel(), train.ravel()), 1)
+    share = counts / counts.sum(axis=1, keepdims=True)
+    unigram = np.bincount(train.ravel(), minlength=num_embeddings) + 1.0
+    return {
+        "uniform": math.log2(num_embeddings),
+        "unigram": float(-np.log2(unigram / unigram.sum())[test].mean()),
+        "per_position": float(-np.log2(share[positions, test]).mean()),
+    }
+
+
+def table(report: dict) -> str:
+    """Return a report as a text table: a line for each number, with its interval and the same of the baselines."""
+    baselines, intervals = report.get("baselines", {}), report.get("intervals", {})
+    lines = [f"{'':<24}{'model':>10}{'95 % interval':>20}" + "".join(f"{name:>14}" for name in baselines)]
+    for name, value in report.items():
+        if isinstance(value, dict):
+            continue
+        low_high = "{:.3f} to {:.3f}".format(*intervals[name]) if name in intervals else ""
+        others = (
+            part.get(name) if isinstance(part, dict) else part if name == "bits_per_code" else None
+            for part in baselines.values()
+        )
+        cells = "".join(f"{'' if other is None else format(other, '.3f'):>14}" for other in others)
+        lines.append(f"{name:<24}{value:>10.3f}{low_high:>20}{cells}".rstrip())
+    if "ssim" in report:
+        verdict = "met" if report["ssim"] >= COURSEWORK_SSIM else "not met"
+        lines.append(
+            f"The coursework asks for a mean SSIM of {COURSEWORK_SSIM}: {verdict}; "
+            f"an all-black image scores {baselines['black']['ssim']:.3f}, and {baselines['black']['brain_ssim']:.3f} in brain_ssim."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""Ancestral sampling of code grids from a PixelCNN, one position a step, in one compiled loop.
+
+At each position only that position is computed: every masked convolution keeps what it has been given at earlier
+positions (`_cached_logits`). `_full_logits` runs the whole network instead, for proof: same loop, same draws.
+
+Source: van den Oord et al. 2016 (ancestral sampling); Ramachandran et al. 2017, arXiv:1704.06001 (caching).
+"""
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from oasis_vq.pixelcnn import CONDITIONS, PixelCNN
+from oasis_vq.vqvae import checked_codes
+
+CHUNK_SIZE = 16
+"""Samples drawn together. Fixed, so that sample i does not depend on how many are asked for."""
+CONDITION_STREAM = 2**31 - 1
+"""Chunk number that no chunk reaches: the seed of the conditions that are not given."""
+
+
+def sample_codes(
+    prior: PixelCNN,
+    n: int = CHUNK_SIZE,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    slice_index: int | np.ndarray | None = None,
+    label: int | np.ndarray | None = None,
+    prefix: np.ndarray | None = None,
+    cached: bool = True,
+) -> np.ndarray:
+    """Draw code grids from a prior.
+
+    Args:
+        prior: the model to draw from.
+        n: how many.
+        seed: the same seed gives the same samples, and sample i is the same for any n.
+        temperature: the logits are divided by it; below 1 is more likely and less diverse. Positive.
+        top_k: if given, only the k most likely codes of each position are drawn from.
+        top_p: if given, only the most likely codes that together reach this probability are drawn from. (0, 1].
+        slice_index: slice position, one for all or (n,); None draws one for each sample from the seed.
+        label: class, likewise.
+        prefix: (rows, w) or (n, rows, w) int, leading rows to complete; exact, since the order is raster.
+        cached: False runs the full network at every position: for proof, hundreds of times slower.
+
+    Returns:
+        (n, h, w), int32 in [0, num_embeddings).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source of top_p: Holtzman et al. 2020, arXiv:1904.09751.
+    """
+    config = prior.config
+    if n < 1 or temperature <= 0:
+        raise ValueError(f"n is at least 1 and temperature is positive. Received: n={n}, temperature={temperature}.")
+    if top_k is not None and not 1 <= top_k <= config.num_embeddings:
+        raise ValueError(f"top_k is from 1 to {config.num_embeddings}. Received: {top_k}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is above 0 and at most 1. Received: {top_p}.")
+    known, num_known_rows = _known_rows(prior, n, prefix)
+    conditions = sample_conditions(prior, n, seed=seed, slice_index=slice_index, label=label)
+    filters = {"top_k": config.num_embeddings if top_k is None else top_k, "top_p": 1.0 if top_p is None else top_p}
+
+    chunks = []
+    starts = range(0, n, CHUNK_SIZE)
+    for start in tqdm(starts, desc="sampling", unit="chunk", disable=len(starts) == 1):
+        rows = np.arange(start, start + CHUNK_SIZE) % n  # the last chunk is filled up, and cut below
+        drawn = _sample_chunk(
+            prior,
+            tf.constant(known[rows]),
+            {name: tf.constant(values[rows]) for name, values in conditions.items()},
+            tf.constant(num_known_rows * config.grid_shape[1]),
+            _seed(seed, start // CHUNK_SIZE),
+            tf.constant(temperature, tf.float32),
+            {name: tf.constant(value) for name, value in filters.items()} if top_k or top_p else None,
+            cached,
+        )
+        chunks.append(drawn.numpy())
+    return np.concatenate(chunks)[:n]
+
+
+def _seed(seed: int, stream: int) -> tf.Tensor:
+    """Return a stateless seed (2,) int32 for one stream of random numbers of a seed."""
+    return tf.random.experimental.stateless_fold_in(tf.constant([seed & 0x7FFFFFFF, seed >> 31], tf.int32), stream)
+
+
+def _known_rows(prior: PixelCNN, n: int, prefix: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Return grids (n, h, w) int32 that begin with the prefix, and its number of rows."""
+    height, width = prior.config.grid_shape
+    known = np.zeros((n, height, width), np.int32)
+    if prefix is None:
+        return known, 0
+    prefix = np.asarray(prefix)
+    prefix = prefix[None] if prefix.ndim == 2 else prefix
+    if prefix.ndim != 3 or len(prefix) not in (1, n) or prefix.shape[1] > height:
+        expected = f"(rows, {width}) or ({n}, rows, {width}) with at most {height} rows"
+        raise ValueError(f"prefix is {expected}. Received: {prefix.shape}.")
+    rows = prefix.shape[1]
+    known[:, :rows] = checked_codes(prefix, (rows, width), prior.config.num_embeddings)
+    return known, rows
+
+
+def sample_conditions(prior: PixelCNN, n: int, *, seed: int = 0, **given) -> dict[str, np.ndarray]:
+    """Return the conditions that `sample_codes` uses.
+
+    Args:
+        prior: the model to draw from.
+        n: how many samples.
+        seed: as given to `sample_codes`.
+        given: `slice_index`, `label`, as given to `sample_codes`.
+
+    Returns:
+        Name to (n,) int32. One that is not given is drawn, for sample i from (seed, i) alone; -1 where the prior is
+        not conditioned on it.
+    """
+    given = {name: given.get(name) for name in CONDITIONS}
+    conditions = prior.checked_conditions(n, **given)
+    for stream, (name, size) in enumerate(prior.condition_sizes.items()):
+        if given[name] is None:
+            source = _seed(seed, CONDITION_STREAM - stream)
+            drawn = [
+                tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(source, i), 0, size, tf.int32)
+                for i in range(n)
+            ]
+            conditions[name] = np.array(drawn, np.int32)
+    return conditions
+
+
+@tf.function(jit_compile=True)
+def _sample_chunk(prior, known, conditions, num_known, seed, temperature, filters, cached) -> tf.Tensor:
+    """Return grids (CHUNK_SIZE, h, w) int32; positions from `num_known` on are drawn, one a step.
+
+    Traced and compiled once for each prior, and for whether there are filters.
+    """
+    import tensorflow_probability as tfp  # here: it takes seconds to import
+
+    height, width = prior.config.grid_shape
+    condition = prior.condition_vector(CHUNK_SIZE, conditions)
+    known = tf.transpose(tf.reshape(known, (CHUNK_SIZE, height * width)))  # (h * w, b)
+    logits_at = _cached_logits if cached else _full_logits
+
+    def step(index, codes, caches):
+        logits, caches = logits_at(prior, codes, caches, index, condition)  # (b, k)
+        logits = logits / temperature
+        if filters is not None:
+            logits = filter_logits(logits, **filters)
+        drawn = tfp.distributions.Categorical(logits=logits).sample(
+            seed=tf.random.experimental.stateless_fold_in(seed, index)
+        )
+        codes_here = tf.where(index < num_known, known[index], drawn)
+        return index + 1, tf.tensor_scatter_nd_update(codes, [[index]], codes_here[None]), caches
+
+    state = (tf.constant(0), tf.zeros_like(known), _empty_caches(prior) if cached else [])
+    _, codes, _ = tf.while_loop(lambda index, *_: index < height * width, step, state)
+    return tf.reshape(tf.transpose(codes), (CHUNK_SIZE, height, width))
+
+
+def filter_logits(logits: tf.Tensor, *, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
+    """Return logits (b, k) with all but the allowed codes at -inf: the top_k most likely, and among them the fewest
+    most likely ones whose probability reaches top_p."""
+    ordered = tf.sort(logits, direction="DESCENDING", axis=-1)  # (b, k)
+    rank = tf.range(tf.shape(logits)[-1])
+    ordered = tf.where(rank < top_k, ordered, -np.inf)
+    before = tf.cumsum(tf.nn.softmax(ordered), axis=-1, exclusive=True)  # the most likely code has 0 before it
+    least = tf.reduce_min(tf.where((rank < top_k) & (before < top_p), ordered, np.inf), axis=-1, keepdims=True)
+    return tf.where(logits >= least, logits, -np.inf)
+
+
+def _full_logits(prior: PixelCNN, codes, caches, index, condition) -> tuple[tf.Tensor, list]:
+    """Return the logits (b, k) of one position from a pass of the whole network over all codes (h * w, b)."""
+    height, width = prior.config.grid_shape
+    grids = tf.reshape(tf.transpose(codes), (CHUNK_SIZE, height, width))
+    logits = prior.network(grids, condition, prior.position[None])
+    return tf.reshape(logits, (CHUNK_SIZE, height * width, -1))[:, index], caches
+
+
+def _masked_layers(prior: PixelCNN) -> list:
+    return [prior.first, *(block.masked for block in prior.blocks)]
+
+
+def _empty_caches(prior: PixelCNN) -> list[tf.Tensor]:
+    """Return zeros (h + radius, w + 2 radius, b, channels) for the input of every masked convolution."""
+    height, width = prior.config.grid_shape
+
+    def cache(layer) -> tf.Tensor:
+        shape = (height + layer.radius, width + 2 * layer.radius, CHUNK_SIZE, layer.kernel.shape[2])
+        return tf.zeros(shape, layer.compute_dtype)
+
+    return [cache(layer) for layer in _masked_layers(prior)]
+
+
+def _cached_logits(prior: PixelCNN, codes, caches, index, condition) -> tuple[tf.Tensor, list]:
+    """Return the logits (b, k) of one position, and the caches with what the layers were given there.
+
+    A layer of type B is given its input at this position before it looks; the first layer, of type A, is given the
+    code of the position before, the latest that is known.
+    """
+    height, width = prior.config.grid_shape
+    row, column = index // width, index % width
+    caches = list(caches)
+    numbers = {id(layer): number for number, layer in enumerate(_masked_layers(prior))}
+
+    def convolve(layer, x):
+        number, radius = numbers[id(layer)], layer.radius
+        at = index - 1 if layer.mask_type == "A" else index
+        place = [[at // width + radius, at % width + radius]]
+        stored = tf.tensor_scatter_nd_update(caches[number], place, x[None, :, 0, 0])
+        if layer.mask_type == "A":  # at the first position there is nothing before
+            stored = tf.cond(index > 0, lambda: stored, lambda: caches[number])
+        caches[number] = stored
+        window = tf.slice(stored, (row, column, 0, 0), (radius + 1, layer.kernel_size, *stored.shape[2:]))
+        return layer.at_position(window)
+
+    before = tf.gather(codes, tf.maximum(index - 1, 0))[:, None, None]  # (b, 1, 1)
+    grid = tf.broadcast_to(prior.position, (height, width, prior.position.shape[-1]))
+    position = tf.slice(grid, (row, column, 0), (1, 1, grid.shape[-1]))[None]
+    return prior.network(before, condition, position, convolve)[:, 0, 0], caches
