@@ -1,16 +1,18 @@
 """The command line: python -m oasis_vq COMMAND. Errors are one line on stderr; exit status 0 or 1."""
 
+import contextlib
+import functools
+import io
 import json
-import os
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import arg
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported, by the commands that need it
 
 OptionalInt = int | None
 
@@ -70,14 +72,14 @@ def train_vqvae(
         seed: of weights and order.
         restart: whether to throw away what has been trained at `out`.
     """
+    device = _start(seed)
     from oasis_vq import recipes, slices
 
     given = {"image_size": image_size, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     config = replace(
         recipes.recipe(recipe).vqvae, **{name: value for name, value in given.items() if value is not None}
     )
-    index = slices.find_slices(data)
-    _train(out, config, index, restart=restart)
+    _train(out, config, slices.find_slices(data), device=device, restart=restart)
 
 
 def encode(data: Path, vqvae: Path, out: Path = Path("codes.npz")) -> None:
@@ -88,13 +90,14 @@ def encode(data: Path, vqvae: Path, out: Path = Path("codes.npz")) -> None:
         vqvae: model folder of the VQ-VAE.
         out: the .npz file to write.
     """
+    _start()
     from oasis_vq import slices, training
 
     index = slices.find_slices(data)
     for part in index.splits().values():
         slices.check_readable(part)
     out.parent.mkdir(parents=True, exist_ok=True)
-    codes = training.encode_index(training.load_vqvae(_folder(vqvae)), index)
+    codes = training.encode_index(training.load_vqvae(vqvae), index)
     codes.save(out)
     print(f"{out}: codes {codes.codes.shape}")
 
@@ -121,13 +124,14 @@ def train_prior(
         seed: of weights and order.
         restart: whether to throw away what has been trained at `out`.
     """
+    device = _start(seed)
     from oasis_vq import recipes, slices, training
 
-    model = training.load_vqvae(_folder(vqvae))
+    model = training.load_vqvae(vqvae)
     given = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     config = recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config)
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    _train(out, config, slices.find_slices(data), vqvae=model, restart=restart)
+    _train(out, config, slices.find_slices(data), device=device, vqvae=model, restart=restart)
 
 
 def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0) -> None:
@@ -140,13 +144,12 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
         num: slices shown.
         seed: of the choice of slices.
     """
-    import matplotlib as mpl
+    _start()
     import numpy as np
 
-    mpl.use("Agg")
     from oasis_vq import metrics, plots, slices, training
 
-    index, model = slices.find_slices(data), training.load_vqvae(_folder(vqvae))
+    index, model = slices.find_slices(data), training.load_vqvae(vqvae)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(index.test))[:num])
     slices.check_readable(index.test[chosen])
     images = slices.load_images(index.test[chosen], image_size=model.config.image_size)
@@ -182,16 +185,15 @@ def generate(
         top_k: draw from the k most likely codes only.
         top_p: draw from the most likely codes that reach this probability only.
     """
+    _start()
     import imageio.v3 as iio
-    import matplotlib as mpl
     import numpy as np
 
-    mpl.use("Agg")
     from oasis_vq import __version__, plots, sampling, training
     from oasis_vq.config import write_json
 
-    model = training.load_prior(_folder(prior))
-    vqvae = training.load_vqvae(training.vqvae_folder(_folder(prior)))
+    model = training.load_prior(prior)
+    vqvae = training.load_vqvae(training.vqvae_folder(prior))
     options = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "slice_index": slice_index}
     codes = sampling.sample_codes(model, num, **options)
     images = vqvae.decode(codes)
@@ -205,7 +207,7 @@ def generate(
     plots.save_figure(plots.plot_slices(images), "grid", folder=out)
     write_json(
         out / "provenance.json",
-        {"oasis_vq": __version__, "prior": training.read_record(_folder(prior)), "num": num, **options},
+        {"oasis_vq": __version__, "prior": training.read_record(prior), "num": num, **options},
     )
     print(f"{out / 'grid.png'}: {num} samples")
 
@@ -217,10 +219,11 @@ def evaluate(model: tyro.conf.Positional[Path], data: Path) -> None:
         model: model folder.
         data: folder with the slices.
     """
+    _start()
     from oasis_vq import evaluation, slices, training
     from oasis_vq.config import write_json
 
-    folder, index = _folder(model), slices.find_slices(data)
+    folder, index = model, slices.find_slices(data)
     if training.read_record(folder)["model"] == "VQVAE":
         report = evaluation.evaluate_reconstruction(training.load_vqvae(folder), index.test, train=index.train)
     else:
@@ -245,13 +248,25 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status, 0 or 1."""
+    words = io.StringIO()
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="python -m oasis_vq", description=__doc__)
-    except SystemExit as stop:  # tyro's: --help, or words that do not fit
+        with contextlib.redirect_stderr(words):
+            command = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(function) for name, function in COMMANDS.items()},
+                args=arguments,
+                prog="python -m oasis_vq",
+                description=__doc__,
+            )
+    except SystemExit as stop:  # tyro's: --help, or words that do not fit, which it says in a box
+        text = " ".join(re.sub("[─│╭╮╰╯]", " ", words.getvalue()).split())
+        if stop.code:
+            print(text.replace("For full helptext, run:", "Help:"), file=sys.stderr)
         return 1 if stop.code else 0
+    try:
+        command()
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last finished epoch.", file=sys.stderr)
+        print("Stopped. The same command again goes on after the last finished epoch.", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -259,18 +274,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _folder(path: Path) -> Path:
-    """Return a model folder given on the command line; a plain name is in the working folder."""
-    return path.absolute()
+def _later(function: Callable) -> Callable:
+    """Return a function with the same signature that only remembers its arguments."""
+
+    @functools.wraps(function)
+    def remember(*values, **named) -> Callable:
+        return functools.partial(function, *values, **named)
+
+    return remember
+
+
+def _start(seed: int = 0) -> str:
+    """Import TensorFlow quietly and return the devices; figures are drawn without a screen."""
+    import matplotlib as mpl
+
+    from oasis_vq.config import start_tensorflow
+
+    mpl.use("Agg")
+    return start_tensorflow(seed)
 
 
 def _train(out: Path, config, index, **options) -> None:
     from oasis_vq import training
-    from oasis_vq.config import setup
 
-    setup(config.seed)
-    print(index)
-    training.fit_or_load(_folder(out), config, index, **options)
+    print(f"{index}\ndevice: {options.pop('device')}")
+    training.fit_or_load(out, config, index, **options)
     metrics = json.loads((out / "metrics.json").read_text())
     print(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val_")))
 

@@ -1,8 +1,11 @@
 """Configurations of everything that is trained, the paths, and the set-up of a session."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -197,31 +200,60 @@ def profile() -> str:
 
 
 def setup(seed: int = 0) -> None:
-    """Seed everything, quiet TensorFlow's logs, let GPU memory grow, and print the device and the data folder.
+    """Prepare a session, and print the device, the data folder and the profile.
 
-    Call it first: TensorFlow's native logs are quiet only if it has not been imported yet.
+    Seeds Python, NumPy and TensorFlow, quiets TensorFlow's logs, and lets GPU memory grow. Call it first: the logs
+    are quiet only if TensorFlow has not been imported yet; set TF_CPP_MIN_LOG_LEVEL=0 to see them.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    import keras
-    import tensorflow as tf
+    print(f"device:  {start_tensorflow(seed)}")
+    data = Paths().data
+    print(f"data:    {data.name if data else 'phantom cohort (OASIS_VQ_DATA is not set)'}")
+    print(f"profile: {profile()}")
 
-    tf.get_logger().setLevel("ERROR")
-    gpus = tf.config.list_physical_devices("GPU")
+
+def start_tensorflow(seed: int = 0) -> str:
+    """Import TensorFlow without its noise, let GPU memory grow, seed everything; return the names of the devices."""
+    with _quiet_native_logs():
+        import keras
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
     try:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
-        pass  # The GPUs are in use already, by an earlier setup() of this session: growth is on.
+        pass  # The GPUs are in use already, by an earlier call in this session: growth is on.
     keras.utils.set_random_seed(seed)
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-    print(f"device: {', '.join(names) or f'CPU ({os.cpu_count()} cores)'} · TensorFlow {tf.__version__}")
-    data = Paths().data
-    print(f"data:   {data.name if data else 'phantom cohort (OASIS_VQ_DATA is not set)'} · profile: {profile()}")
+    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} (TensorFlow {tf.__version__})"
+
+
+@contextlib.contextmanager
+def _quiet_native_logs() -> Iterator[None]:
+    """Send what native code writes to file descriptor 2 nowhere: TensorFlow writes before its log level holds."""
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # read by now, and not to be taken for the user's by a child process
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that has its name only when all of it is there: a crash leaves the old file or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, so that the file is either the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    """Write a value as JSON, whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())

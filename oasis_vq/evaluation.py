@@ -174,9 +174,9 @@ def table(report: dict) -> str:
         cells = "".join(f"{'' if other is None else format(other, '.3f'):>14}" for other in others)
         lines.append(f"{name:<24}{value:>10.3f}{low_high:>20}{cells}".rstrip())
     if "ssim" in report:
-        verdict = "met" if report["ssim"] >= COURSEWORK_SSIM else "not met"
+        verdict, black = "met" if report["ssim"] >= COURSEWORK_SSIM else "not met", baselines["black"]
         lines.append(
-            f"The coursework asks for a mean SSIM of {COURSEWORK_SSIM}: {verdict}; "
-            f"an all-black image scores {baselines['black']['ssim']:.3f}, and {baselines['black']['brain_ssim']:.3f} in brain_ssim."
+            f"The coursework asks for a mean SSIM of {COURSEWORK_SSIM}: {verdict}. "
+            f"An all-black image scores {black['ssim']:.3f} there, and {black['brain_ssim']:.3f} in brain_ssim."
         )
     return "\n".join(lines)

@@ -20,12 +20,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
+
+from oasis_vq.config import Paths, profile, write_whole
+
+if TYPE_CHECKING:
+    from oasis_vq.slices import SliceIndex
 
 FORMAT_VERSION = 1  # of the algorithm: raise it whenever the same seed gives other bytes
 OASIS_SPLIT = {"train": 302, "validate": 35, "test": 17}  # subjects in the OASIS PNG set
@@ -61,7 +66,7 @@ def load_template() -> Template:
     grey = volume(image)
     white = volume(datasets.load_mni152_wm_template(resolution=1))
     mask = volume(datasets.load_mni152_brain_mask(resolution=1))
-    z, y, x = (np.arange(n, dtype=np.float32) + o for n, o in zip(mask.shape, origin))
+    z, y, x = (np.arange(n, dtype=np.float32) + o for n, o in zip(mask.shape, origin, strict=True))
     z, y, x = z[:, None, None], y[:, None], x
 
     # Brainstem and thalamus hold mixed tissue that the maps call grey: the T1 image itself tells how bright it is.
@@ -112,7 +117,7 @@ def random_field(rng: np.random.Generator, wavelength: float, axes: tuple[np.nda
     field = np.fft.irfftn(spectrum, shape, axes=(0, 1, 2)).astype(np.float32)
     field /= field.std()
     steps = [(axis[1] - axis[0]) / spacing if len(axis) > 1 else 1.0 for axis in axes]
-    offsets = [(axis[0] + side / 2) / spacing for axis, side in zip(axes, FIELD_BOX)]
+    offsets = [(axis[0] + side / 2) / spacing for axis, side in zip(axes, FIELD_BOX, strict=True)]
     shape = tuple(map(len, axes))
     return ndimage.affine_transform(field, steps, offsets, output_shape=shape, order=1, mode="grid-wrap")
 
@@ -141,7 +146,7 @@ def _places_in_template(rng: np.random.Generator, age: float, axes: tuple[np.nda
     shift = (1.5 * rng.standard_normal(3)).tolist()  # mm
     mesh = np.meshgrid(*(axis.astype(np.float32) for axis in axes), indexing="ij", sparse=True)
     places = []
-    for row, offset, centre, first in zip(matrix, shift, BRAIN_CENTRE, template.origin):
+    for row, offset, centre, first in zip(matrix, shift, BRAIN_CENTRE, template.origin, strict=True):
         linear = row[0] * mesh[0] + row[1] * mesh[1] + row[2] * mesh[2]
         # mm: lobes and hemispheres of unlike size, then gyri out of place
         bend = 2.5 * random_field(rng, 90, axes) + 1.1 * random_field(rng, 30, axes)
@@ -237,19 +242,14 @@ def split_cases(num_subjects: int) -> dict[str, range]:
     num_validate, num_test = (max(2, round(num_subjects * OASIS_SPLIT[name] / total)) for name in ("validate", "test"))
     num_train = num_subjects - num_validate - num_test
     ends = np.cumsum([num_train, num_validate, num_test]).tolist()
-    return {name: range(start + 1, end + 1) for name, start, end in zip(OASIS_SPLIT, [0, *ends], ends)}
+    return {
+        name: range(start + 1, end + 1) for name, start, end in zip(OASIS_SPLIT, [0, *ends[:-1]], ends, strict=True)
+    }
 
 
 def _write_subject(paths: list[Path], seed: int, subject: int, image_size: int) -> None:
-    for path, image in zip(paths, subject_slices(seed, subject, image_size, len(paths))):
-        _write_whole(path, iio.imwrite("<bytes>", image, extension=".png"))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that exists under its name only when all of it is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    for path, image in zip(paths, subject_slices(seed, subject, image_size, len(paths)), strict=True):
+        write_whole(path, iio.imwrite("<bytes>", image, extension=".png"))
 
 
 def _read_parameters(folder: Path) -> dict | None:
@@ -276,7 +276,7 @@ def _write_all(tasks: list[tuple], num_workers: int) -> Iterator[None]:
     # Spawned, since forking a process in which TensorFlow runs threads can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(tasks)), context, initializer=_start_worker) as pool:
-        yield from pool.map(_write_subject, *zip(*tasks))
+        yield from pool.map(_write_subject, *zip(*tasks, strict=True))
 
 
 def make_cohort(
@@ -312,7 +312,7 @@ def make_cohort(
     """
     splits = split_cases(num_subjects)
     names, values = ("image_size", "num_slices", "seed", "num_workers"), (image_size, num_slices, seed, num_workers)
-    for name, value, least in zip(names, values, (16, 1, 0, 1)):
+    for name, value, least in zip(names, values, (16, 1, 0, 1), strict=True):
         if value < least:
             raise ValueError(f"{name} must be at least {least}. Received: {value}.")
     parameters = {
@@ -337,8 +337,8 @@ def make_cohort(
             shutil.rmtree(partial)
         for split in splits:
             (partial / f"keras_png_slices_{split}").mkdir(parents=True)
-        _write_whole(partial / "cohort.json", json.dumps(parameters, indent=2).encode() + b"\n")
-    for leftover in partial.glob("*/.*.tmp"):
+        write_whole(partial / "cohort.json", json.dumps(parameters, indent=2).encode() + b"\n")
+    for leftover in partial.glob("*/.*.partial"):
         leftover.unlink()
 
     tasks = []
@@ -352,7 +352,23 @@ def make_cohort(
         bar.update(num_subjects - len(tasks))
         for _ in _write_all(tasks, num_workers):
             bar.update()
-    if folder.is_dir():  # empty: os.replace wants it gone on Windows
+    if folder.is_dir():  # empty: a rename wants it gone on Windows
         folder.rmdir()
-    os.replace(partial, folder)
+    partial.replace(folder)
     return folder
+
+
+def find_or_make_slices(image_size: int) -> "SliceIndex":
+    """List the slices of the data folder that `OASIS_VQ_DATA` names; without one, of a phantom cohort made for it.
+
+    Args:
+        image_size: of the phantom slices, in pixels. The cohort has 24 subjects in the quick profile, 354 in the full.
+    """
+    from oasis_vq.slices import find_slices  # here: it imports TensorFlow, which the workers do not need
+
+    paths = Paths()
+    if paths.data:
+        return find_slices(paths.data)
+    num_subjects = 24 if profile() == "quick" else 354
+    folder = paths.phantom / f"phantom{image_size}-{num_subjects}"
+    return find_slices(make_cohort(folder, num_subjects=num_subjects, image_size=image_size))

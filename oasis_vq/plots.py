@@ -71,7 +71,9 @@ def plot_reconstructions(
                 0.5, 0.03, f"{scores[column]:.3f}", color="white", fontsize=8, ha="center",
                 transform=axes[2, column].transAxes,
             )  # fmt: skip
-    for row, text in enumerate(("slice", "codes", "reconstruction\n(brain_ssim)", "error")):
+    for row, text in enumerate(
+        ("slice", "codes", "reconstruction" + ("\n(brain_ssim)" if scores is not None else ""), "error")
+    ):
         axes[row, 0].text(-0.08, 0.5, text, rotation=90, ha="right", va="center", transform=axes[row, 0].transAxes)
     figure.colorbar(shown, ax=axes[3, :], fraction=0.02, pad=0.01).set_label("intensity", fontsize=8)
     return figure

@@ -127,7 +127,7 @@ def check_readable(slices: Slices) -> None:
 
     def fault(path: str) -> str | None:
         try:
-            shape = iio.imread(path).shape
+            shape = iio.imread(path, plugin="pillow").shape
         except Exception as error:  # Whatever the decoder raises, the file is what the user has to hear of.
             return f"it cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         return None if shape[0] == shape[1] else f"it is {shape[0]} by {shape[1]} pixels"

@@ -6,6 +6,7 @@ in `<name>.partial`, and renamed when it is complete: what has the name is whole
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from oasis_vq.config import Config, Paths, PriorConfig, VQVAEConfig, write_json
+from oasis_vq.config import Config, Paths, PriorConfig, VQVAEConfig, write_json, write_whole
 from oasis_vq.pixelcnn import BitsPerCode, PixelCNN
 from oasis_vq.slices import SPLITS, SliceIndex, Slices, check_readable, epoch_orders, make_dataset
 from oasis_vq.vqvae import VQVAE
@@ -53,12 +54,10 @@ class Codes:
         return Codes(**{name: values[rows] for name, values in vars(self).items()})
 
     def save(self, path: str | Path) -> None:
-        """Write a codes.npz, so that the file is either the old one or the whole new one."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.partial")
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **vars(self))
-        temporary.replace(path)
+        """Write a codes.npz, whole or not at all."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **vars(self))
+        write_whole(Path(path), content.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> "Codes":
@@ -83,9 +82,8 @@ def encode_index(vqvae: VQVAE, index: SliceIndex, splits: tuple[str, ...] = SPLI
 
 
 def model_folder(name: str | Path) -> Path:
-    """Return the folder of a model: a plain name is one of `Paths.models`, anything with a slash is itself."""
-    path = Path(name)
-    return path if len(path.parts) > 1 or path.is_absolute() else Paths().models / path
+    """Return the folder of a model: a text without a slash is one of `Paths.models`, anything else is the path."""
+    return Paths().models / name if isinstance(name, str) and not {"/", os.sep} & set(name) else Path(name)
 
 
 def fit_or_load(

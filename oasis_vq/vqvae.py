@@ -52,16 +52,24 @@ def build_encoder(config: VQVAEConfig) -> keras.Model:
 
 
 def build_decoder(config: VQVAEConfig) -> keras.Model:
-    """Return a model from quantized latents (b, *grid_shape, embedding_dim) to images (b, size, size, 1)."""
+    """Return a model from quantized latents (b, *grid_shape, embedding_dim) to images (b, size, size, 1).
+
+    With residual blocks the last transposed convolution makes the image (van den Oord et al. 2017, section 4.1);
+    without, a convolution after it (the keras.io example).
+    """
     x = inputs = keras.Input((*config.grid_shape, config.embedding_dim), name="quantized")
+    upsample = {"kernel_size": _kernel_size(config), "strides": 2, "padding": "same"}
+    channels = _channels(config)[::-1]
     if config.num_residual_blocks:
         x = keras.layers.Conv2D(config.width, 3, padding="same")(x)
         x = _residual_blocks(x, config)
-    for channels in reversed(_channels(config)):
-        x = keras.layers.Conv2DTranspose(channels, _kernel_size(config), strides=2, padding="same", activation="relu")(
-            x
-        )
-    images = keras.layers.Conv2D(1, 3, padding="same", dtype="float32", name="images")(x)
+        for filters in channels[1:]:
+            x = keras.layers.Conv2DTranspose(filters, activation="relu", **upsample)(x)
+        images = keras.layers.Conv2DTranspose(1, dtype="float32", name="images", **upsample)(x)
+    else:
+        for filters in channels:
+            x = keras.layers.Conv2DTranspose(filters, activation="relu", **upsample)(x)
+        images = keras.layers.Conv2D(1, 3, padding="same", dtype="float32", name="images")(x)
     return keras.Model(inputs, images, name="decoder")
 
 
@@ -139,7 +147,8 @@ class VQVAE(keras.Model):
         total_loss = reconstruction_loss + vq_loss
         return {"total_loss": total_loss, "reconstruction_loss": reconstruction_loss, "vq_loss": vq_loss}, codes
 
-    def train_step(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def train_step(self, data) -> dict[str, tf.Tensor]:
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             losses, codes = self.losses_of(images, training=True)
             scaled = self.optimizer.scale_loss(losses["total_loss"])
@@ -147,7 +156,8 @@ class VQVAE(keras.Model):
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._record(losses, codes)
 
-    def test_step(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def test_step(self, data) -> dict[str, tf.Tensor]:
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._record(*self.losses_of(images, training=False))
 
     def _record(self, losses: dict[str, tf.Tensor], codes: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -1,0 +1,39 @@
+# make notebooks · make test · make figures · make lint · make clean
+# Each makes .venv and installs what is needed, once; it is done again when the lists of packages change.
+
+PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; do \
+	command -v $$name >/dev/null 2>&1 && $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+export PYTHONUNBUFFERED := 1
+export MPLBACKEND ?= agg
+
+.PHONY: notebooks figures test test-slow lint clean
+.DEFAULT_GOAL := notebooks
+
+.venv/installed: requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found. Install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@rm -f $@
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+notebooks: .venv/installed
+	$(BIN)/python tools/notebooks.py
+
+figures: .venv/installed
+	$(BIN)/python tools/notebooks.py --commit
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,74 @@
+"""What the tests share: a small phantom cohort, and a VQ-VAE and a prior trained on it, made once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from oasis_vq.config import PriorConfig, VQVAEConfig, start_tensorflow
+
+start_tensorflow()
+
+import tensorflow as tf  # noqa: E402  (after its logs are quiet)
+
+import oasis_vq as ovq  # noqa: E402
+
+REAL_DATA = Path(os.environ.get("OASIS_VQ_REAL_DATA") or Path(__file__).parents[1] / "data" / "ixi_png")
+
+VQVAE_CONFIG = VQVAEConfig(
+    image_size=32, downsampling=4, width=16, num_residual_blocks=1, num_embeddings=32, embedding_dim=8,
+    batch_size=8, epochs=20, learning_rate=3e-3,
+)  # fmt: skip
+PRIOR_CONFIG = PriorConfig(
+    num_slices=8, embedding_dim=8, num_channels=16, first_kernel_size=5, kernel_size=3, num_residual_blocks=2,
+    batch_size=8, epochs=20, learning_rate=3e-3,
+).matched_to(VQVAE_CONFIG)  # fmt: skip
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not tf.config.list_physical_devices("GPU"):
+        pytest.skip("no GPU here")
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """A folder with 10 phantom subjects of 8 slices at 64x64: 6 / 2 / 2."""
+    return ovq.make_cohort(
+        tmp_path_factory.mktemp("data") / "cohort", num_subjects=10, image_size=64, num_slices=8, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def index(cohort) -> ovq.SliceIndex:
+    return ovq.find_slices(cohort)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A folder for the trained models of this session."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def vqvae(models, index) -> ovq.VQVAE:
+    return ovq.fit_or_load(models / "small", VQVAE_CONFIG, index)
+
+
+@pytest.fixture(scope="session")
+def prior(models, index, vqvae) -> ovq.PixelCNN:
+    return ovq.fit_or_load(models / "small-prior", PRIOR_CONFIG, index, vqvae=vqvae)
+
+
+@pytest.fixture
+def copied(cohort, tmp_path):
+    """A copy of the cohort to spoil."""
+    import shutil
+
+    return Path(shutil.copytree(cohort, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real slices in {REAL_DATA} (set OASIS_VQ_REAL_DATA)")
+    return REAL_DATA

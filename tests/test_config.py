@@ -1,0 +1,66 @@
+"""Configurations, recipes and paths."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+
+import pytest
+
+import oasis_vq as ovq
+from oasis_vq.config import Paths
+
+
+@pytest.mark.parametrize("name", ovq.recipe_names())
+def test_recipes_go_to_json_and_come_back(name):
+    for profile in ("full", "quick"):
+        recipe = ovq.recipe(name, profile=profile)
+        for config in (recipe.vqvae, recipe.prior):
+            assert type(config).from_dict(config.to_dict()) == config and config.recipe == name
+        assert recipe.prior == recipe.prior.matched_to(recipe.vqvae)
+    assert ovq.recipe(name, profile="quick").vqvae.image_size == ovq.recipe(name).vqvae.image_size
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(ValueError, match=r"one of keras_io, default128, default256. Received: best"):
+        ovq.recipe("best")
+    values = ovq.VQVAEConfig().to_dict()
+    with pytest.raises(ValueError, match=r"unknown fields \['colour'\], missing fields \['width'\]"):
+        ovq.VQVAEConfig.from_dict({**{k: v for k, v in values.items() if k != "width"}, "colour": 3})
+    for field, value in (("downsampling", 3), ("epochs", 0), ("quantizer", "magic"), ("image_size", 0)):
+        with pytest.raises(ValueError, match=rf"{field}.* Received: {value}"):
+            ovq.VQVAEConfig(**{field: value})
+    with pytest.raises(ValueError, match=r"kernel_size is odd. Received: 4"):
+        ovq.PriorConfig(kernel_size=4)
+
+
+def test_differences_name_both_values():
+    config = ovq.PriorConfig()
+    assert config.differences(config) == ""
+    assert config.differences(dataclasses.replace(config, dropout=0.5)) == "dropout: 0.1, not 0.5"
+
+
+def test_every_field_is_documented():
+    for config in (ovq.VQVAEConfig, ovq.PriorConfig):
+        body = ast.parse(inspect.getsource(config)).body[0].body
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), ast.unparse(field)
+
+
+def test_paths_follow_the_environment(monkeypatch, tmp_path):
+    for variable in ("OASIS_VQ_DATA", "OASIS_VQ_MODELS", "OASIS_VQ_FIGURES"):
+        monkeypatch.delenv(variable, raising=False)
+    assert Paths().data is None and Paths().models.name == "saved_models"
+    monkeypatch.setenv("OASIS_VQ_MODELS", str(tmp_path))
+    assert Paths().models == tmp_path
+    monkeypatch.setenv("OASIS_VQ_PROFILE", "fast")
+    with pytest.raises(ValueError, match=r"OASIS_VQ_PROFILE is 'quick' or 'full'. Received: fast"):
+        ovq.profile()
+
+
+def test_setup_prints_device_and_data_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("OASIS_VQ_DATA", str(tmp_path / "my_slices"))
+    ovq.setup(seed=1)
+    out = capsys.readouterr().out
+    assert "TensorFlow" in out and "my_slices" in out and str(tmp_path) not in out

@@ -1,0 +1,153 @@
+"""The prior: what it may see, that its probabilities are probabilities, and that it learns."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import PRIOR_CONFIG
+
+import oasis_vq as ovq
+from oasis_vq.pixelcnn import BitsPerCode
+
+SMALL = dataclasses.replace(
+    PRIOR_CONFIG, grid_shape=(4, 5), num_embeddings=7, num_slices=3, num_labels=2, num_head_layers=1
+)
+ARCHITECTURES = {
+    "default": SMALL,
+    "plain": dataclasses.replace(SMALL, num_slices=0, num_labels=0, learned_position=False, num_head_layers=2),
+    "wide": dataclasses.replace(SMALL, first_kernel_size=7, kernel_size=5, num_residual_blocks=3),
+    "one_by_one": dataclasses.replace(SMALL, first_kernel_size=3, kernel_size=1),
+}
+
+
+def randomised(config, seed=0, scale=0.2):
+    """A prior whose every weight matters: biases and positions too are drawn at random."""
+    keras.utils.set_random_seed(seed)
+    prior = ovq.PixelCNN(config)
+    generator = np.random.default_rng(seed)
+    for weight in prior.trainable_weights:
+        weight.assign(weight + scale * generator.normal(size=weight.shape))
+    return prior
+
+
+def some_codes(config, count, seed=0):
+    return np.random.default_rng(seed).integers(0, config.num_embeddings, (count, *config.grid_shape))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_changing_a_code_changes_no_logit_at_or_before_it(name):
+    config = ARCHITECTURES[name]
+    prior, size = randomised(config), int(np.prod(config.grid_shape))
+    codes = some_codes(config, 1)
+    before = prior.logits(codes).reshape(size, -1)
+    for position in range(size):
+        changed = codes.copy().reshape(-1)
+        changed[position] = (changed[position] + 1) % config.num_embeddings
+        after = prior.logits(changed.reshape(codes.shape)).reshape(size, -1)
+        np.testing.assert_array_equal(after[: position + 1], before[: position + 1])
+        if (position + 1) % config.grid_shape[1]:  # the next in the same row sees it
+            assert not np.array_equal(after[position + 1], before[position + 1])
+
+
+def test_mask_holds_after_training_steps():
+    prior = randomised(SMALL)
+    prior.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    codes = some_codes(SMALL, 8).astype(np.int32)
+    prior.fit({"codes": codes}, codes, epochs=3, verbose=0)
+    before = prior.logits(codes[:1])
+    changed = codes[:1].copy()
+    changed[0, 2, 2] = (changed[0, 2, 2] + 1) % SMALL.num_embeddings
+    np.testing.assert_array_equal(prior.logits(changed)[0, :2], before[0, :2])
+    np.testing.assert_array_equal(prior.logits(changed)[0, 2, :3], before[0, 2, :3])
+
+
+def test_masked_convolution_equals_numpy():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 5, 6, 3)).astype(np.float32)
+    for mask_type, kernel_size in itertools.product("AB", (3, 5)):
+        layer = ovq.MaskedConv2D(4, kernel_size, mask_type=mask_type)
+        layer.build(x.shape)
+        layer.bias.assign(generator.normal(size=4))
+        kernel, radius = layer.kernel.numpy(), kernel_size // 2
+        expected = np.zeros((2, 5, 6, 4))
+        for row, column in itertools.product(range(5), range(6)):
+            for up, right in itertools.product(range(-radius, radius + 1), repeat=2):
+                past = up < 0 or (up == 0 and right < 0) or (mask_type == "B" and up == right == 0)
+                if past and row + up >= 0 and 0 <= column + right < 6:
+                    expected[:, row, column] += x[:, row + up, column + right] @ kernel[up + radius, right + radius]
+        np.testing.assert_allclose(layer(x), expected + layer.bias.numpy(), atol=1e-5)
+
+
+def test_probabilities_of_all_grids_sum_to_one():
+    config = dataclasses.replace(SMALL, grid_shape=(2, 2), num_embeddings=2)
+    grids = np.array(list(itertools.product((0, 1), repeat=4))).reshape(16, 2, 2)
+    for condition in ({}, {"slice_index": 1, "label": 0}):
+        probabilities = np.exp(randomised(config).log_prob(grids, **condition).astype(np.float64))
+        assert probabilities.sum() == pytest.approx(1, abs=1e-5) and probabilities.std() > 0.001
+
+
+def test_log_prob_is_the_sum_over_positions():
+    prior, codes = randomised(SMALL), some_codes(SMALL, 70)  # more than one batch of the verbs
+    log_softmax = tf.nn.log_softmax(prior.logits(codes, slice_index=1)).numpy()
+    expected = np.take_along_axis(log_softmax, codes[..., None], -1).sum((1, 2, 3))
+    np.testing.assert_allclose(prior.log_prob(codes, slice_index=1), expected, rtol=1e-5)
+    metric = BitsPerCode()
+    metric.update_state(codes, prior.logits(codes, slice_index=1))
+    assert float(metric.result()) == pytest.approx(-expected.mean() / 20 / np.log(2), rel=1e-5)
+
+
+def test_conditions_matter_and_unknown_is_a_condition_too():
+    prior, codes = randomised(SMALL), some_codes(SMALL, 2)
+    given = [prior.logits(codes, slice_index=1), prior.logits(codes, slice_index=2), prior.logits(codes, label=1)]
+    given += [prior.logits(codes)]
+    for one, other in itertools.combinations(given, 2):
+        assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(prior.logits(codes, slice_index=[-1, -1], label=-1), prior.logits(codes))
+
+
+def test_conditions_are_hidden_in_training_at_the_rate_asked_for():
+    config = dataclasses.replace(SMALL, num_labels=0, condition_dropout=0.25)
+    prior = randomised(config)
+    vectors = prior.condition_vector(4000, {"slice_index": tf.ones(4000, tf.int32)}, training=True)[:, 0, 0]
+    unknown = prior.condition_vector(1, {"slice_index": None})[0, 0, 0]
+    share = np.all(np.isclose(vectors, unknown), axis=1).mean()
+    assert share == pytest.approx(0.25, abs=0.03)
+
+
+def test_bad_conditions_and_codes_are_told():
+    prior, codes = randomised(SMALL), some_codes(SMALL, 2)
+    with pytest.raises(ValueError, match=r"slice_index is in \[0, 3\), or -1 for unknown. Received: \[3\]"):
+        prior.logits(codes, slice_index=3)
+    with pytest.raises(ValueError, match="label is no condition of this prior"):
+        randomised(ARCHITECTURES["plain"]).logits(codes, label=1)
+    with pytest.raises(ValueError, match=r"Codes are in \[0, 7\). Received: 0 to 7"):
+        prior.logits(np.where(codes == codes.max(), 7, 0))
+
+
+def test_prior_learns_more_than_the_histogram(models, index, vqvae, prior):
+    history = ovq.read_history(models / "small-prior")
+    report = ovq.evaluate_prior(prior, vqvae, index)
+    assert history["val_bits_per_code"][-1] < history["val_bits_per_code"][0]
+    assert history["val_bits_per_code"][-1] == pytest.approx(report["validate_bits_per_code"], rel=1e-4)
+    assert report["bits_per_code"] < report["baselines"]["unigram"] < report["baselines"]["uniform"] == 5.0
+    assert report["bits_per_image"] == pytest.approx(64 * report["bits_per_code"])
+    assert 0 < report["accuracy"] < 1
+
+
+def test_saved_and_loaded_prior_is_the_same(tmp_path):
+    prior, codes = randomised(SMALL), some_codes(SMALL, 3)
+    prior.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.config == SMALL
+    np.testing.assert_array_equal(loaded.logits(codes, slice_index=1), prior.logits(codes, slice_index=1))
+
+
+@pytest.mark.gpu
+def test_training_step_runs_on_the_gpu():
+    prior, codes = ovq.PixelCNN(SMALL), some_codes(SMALL, 8).astype(np.int32)
+    prior.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert np.isfinite(prior.train_on_batch({"codes": codes}, codes))
+    assert "GPU" in prior({"codes": codes}).device

@@ -1,0 +1,145 @@
+"""The sampler: the cached steps equal the full network, and the draws are what was asked for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_pixelcnn import ARCHITECTURES, SMALL, randomised, some_codes
+
+import oasis_vq as ovq
+from oasis_vq import sampling
+
+
+@tf.function(jit_compile=True)
+def one_step(prior, codes, caches, index, condition):
+    return sampling._cached_logits(prior, codes, caches, index, condition)
+
+
+def cached_logits(prior, codes, **conditions):
+    """The logits that the sampler sees on its way through given codes (CHUNK_SIZE, h, w)."""
+    height, width = prior.config.grid_shape
+    given = {name: tf.constant(values) for name, values in prior.checked_conditions(len(codes), **conditions).items()}
+    condition = prior.condition_vector(len(codes), given)
+    flat = tf.constant(codes.reshape(len(codes), -1).T, tf.int32)
+    caches, logits = sampling._empty_caches(prior), []
+    for index in range(height * width):
+        # what is not drawn yet must not matter: it is spoiled here
+        known = tf.where(tf.range(height * width)[:, None] < index, flat, prior.config.num_embeddings - 1)
+        step, caches = one_step(prior, known, caches, tf.constant(index), condition)
+        logits.append(step)
+    return np.stack(logits, axis=1).reshape(len(codes), height, width, -1)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_cached_logits_equal_the_full_forward(name, conditioned):
+    config = ARCHITECTURES[name]
+    prior, codes = randomised(config), some_codes(config, sampling.CHUNK_SIZE)
+    given = {"slice_index": 2, "label": 1} if conditioned else {}
+    given = {condition: value for condition, value in given.items() if condition in prior.condition_sizes}
+    full = prior.logits(codes, **given)
+    assert full.std() > 0.1
+    np.testing.assert_allclose(cached_logits(prior, codes, **given), full, atol=1e-4)
+
+
+def test_cached_and_naive_sampling_give_the_same_codes_on_8x8():
+    prior = randomised(dataclasses.replace(SMALL, grid_shape=(8, 8), num_embeddings=32))
+    options = {"seed": 5, "slice_index": 1}
+    cached = ovq.sample_codes(prior, 20, **options)
+    np.testing.assert_array_equal(cached, ovq.sample_codes(prior, 20, **options, cached=False))
+    assert len(np.unique(cached)) > 8
+
+
+def test_sampled_codes_follow_the_model():
+    """2,000 draws of a 2x2 grid of 2 codes against the enumerated probabilities of all 16."""
+    config = dataclasses.replace(SMALL, grid_shape=(2, 2), num_embeddings=2, num_slices=0, num_labels=0)
+    prior = randomised(config, scale=0.5)
+    grids = np.array([[int(bit) for bit in f"{number:04b}"] for number in range(16)]).reshape(16, 2, 2)
+    expected = np.exp(prior.log_prob(grids))
+    drawn = ovq.sample_codes(prior, 2000, seed=1).reshape(2000, 4) @ [8, 4, 2, 1]
+    share = np.bincount(drawn, minlength=16) / 2000
+    assert np.all(np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / 2000) + 1e-3)
+    assert expected.max() - expected.min() > 0.05
+
+
+def test_same_seed_same_sample_whatever_n():
+    prior = randomised(SMALL)
+    many = ovq.sample_codes(prior, 40, seed=3)
+    np.testing.assert_array_equal(ovq.sample_codes(prior, 40, seed=3), many)
+    for count in (1, 7, 16, 17):
+        np.testing.assert_array_equal(ovq.sample_codes(prior, count, seed=3), many[:count])
+    assert len(np.unique(many.reshape(40, -1), axis=0)) == 40  # no chunk and no row repeats another
+    assert not np.array_equal(ovq.sample_codes(prior, 4, seed=4), many[:4])
+    conditions = sampling.sample_conditions(prior, 40, seed=3)
+    np.testing.assert_array_equal(
+        sampling.sample_conditions(prior, 5, seed=3)["slice_index"], conditions["slice_index"][:5]
+    )
+    np.testing.assert_array_equal(ovq.sample_codes(prior, 40, seed=3, **conditions), many)
+    assert set(conditions["slice_index"]) == {0, 1, 2} and set(conditions["label"]) == {0, 1}
+
+
+def test_reloaded_prior_draws_the_same(models, prior):
+    again = ovq.load_prior(models / "small-prior")
+    np.testing.assert_array_equal(ovq.sample_codes(again, 3, seed=2), ovq.sample_codes(prior, 3, seed=2))
+
+
+def test_prefix_is_kept_and_completed_from_the_same_draws():
+    prior, codes = randomised(SMALL), some_codes(SMALL, 3)
+    whole = ovq.sample_codes(prior, 3, seed=0, slice_index=1, label=0)
+    np.testing.assert_array_equal(
+        ovq.sample_codes(prior, 3, seed=0, slice_index=1, label=0, prefix=whole[:, :2]), whole
+    )
+    completed = ovq.sample_codes(prior, 3, seed=0, prefix=codes[:, :2])
+    np.testing.assert_array_equal(completed[:, :2], codes[:, :2])
+    assert not np.array_equal(completed[:, 2:], codes[:, 2:])
+    np.testing.assert_array_equal(ovq.sample_codes(prior, 2, prefix=codes[0])[1], codes[0])
+
+
+def test_temperature_top_k_and_top_p():
+    prior = randomised(SMALL)
+    cold = ovq.sample_codes(prior, 4, temperature=1e-4, slice_index=0, label=0)
+    greedy = ovq.sample_codes(prior, 4, top_k=1, slice_index=0, label=0)
+    np.testing.assert_array_equal(cold, greedy)
+    np.testing.assert_array_equal(greedy, ovq.sample_codes(prior, 4, top_p=1e-6, slice_index=0, label=0))
+    assert np.all(greedy == greedy[0])
+    best = prior.logits(greedy, slice_index=0, label=0).argmax(-1)
+    np.testing.assert_array_equal(greedy, best)
+    np.testing.assert_array_equal(
+        ovq.sample_codes(prior, 4, seed=1, top_k=7), ovq.sample_codes(prior, 4, seed=1, top_p=1.0)
+    )
+
+
+def test_filters_keep_what_their_definition_says():
+    logits = np.log([[0.5, 0.05, 0.3, 0.15], [0.25, 0.25, 0.25, 0.25]]).astype(np.float32)
+
+    def kept(top_k=4, top_p=1.0):
+        values = sampling.filter_logits(tf.constant(logits), top_k=tf.constant(top_k), top_p=tf.constant(top_p))
+        return np.isfinite(values.numpy()).tolist()
+
+    assert kept()[0] == [True] * 4
+    assert kept(top_k=2)[0] == [True, False, True, False]
+    assert kept(top_p=0.49)[0] == [True, False, False, False]
+    assert kept(top_p=0.51)[0] == [True, False, True, False]
+    assert kept(top_p=0.81)[0] == [True, False, True, True]
+    assert kept(top_k=2, top_p=0.6)[0] == [True, False, False, False]  # top_p counts within the top k: 0.5 of 0.8
+
+
+def test_arguments_out_of_range_are_told():
+    prior, codes = randomised(SMALL), some_codes(SMALL, 3)
+    for options, text in [
+        ({"temperature": 0}, "temperature is positive"), ({"top_k": 0}, "top_k is from 1 to 7. Received: 0"),
+        ({"top_k": 8}, "top_k is from 1 to 7"), ({"top_p": 0.0}, "top_p is above 0"), ({"top_p": 1.5}, "at most 1"),
+        ({"slice_index": 9}, r"slice_index is in \[0, 3\)"), ({"prefix": codes[:2]}, "prefix is"),
+        ({"prefix": codes[:, :, :2]}, "Codes are"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            ovq.sample_codes(prior, 3, **options)
+
+
+@pytest.mark.gpu
+def test_sampler_is_compiled_on_the_gpu():
+    prior = randomised(SMALL)
+    with tf.device("GPU:0"):
+        codes = ovq.sample_codes(prior, 3, seed=0, slice_index=0, label=0)
+    assert codes.shape == (3, 4, 5)

@@ -1,0 +1,143 @@
+"""Model folders: what is in them, what is refused, and that an interrupted training ends where it would have."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PRIOR_CONFIG, VQVAE_CONFIG
+
+import oasis_vq as ovq
+
+
+def test_model_folder_holds_what_it_should(models, vqvae, prior):
+    for name in ("small", "small-prior"):
+        files = {path.name for path in (models / name).iterdir()}
+        assert files == {"model.keras", "config.json", "metrics.json", "history.csv"}
+        assert not (models / f"{name}.partial").exists()
+        metrics = json.loads((models / name / "metrics.json").read_text())
+        assert all(isinstance(value, float) for value in metrics.values()) and metrics["num_parameters"] > 1000
+        assert len(ovq.read_history(models / name)["epoch"]) == 20
+    record = json.loads((models / "small-prior" / "config.json").read_text())
+    assert record["vqvae"]["folder"] == "../small" and len(record["vqvae"]["sha256"]) == 64
+    assert ovq.PriorConfig.from_dict(record["config"]) == PRIOR_CONFIG
+
+
+def test_second_call_loads(models, index, vqvae):
+    before = (models / "small" / "model.keras").stat().st_mtime_ns
+    again = ovq.fit_or_load(models / "small", VQVAE_CONFIG, index)
+    assert (models / "small" / "model.keras").stat().st_mtime_ns == before
+    np.testing.assert_array_equal(again.quantizer.codebook, vqvae.quantizer.codebook)
+
+
+def test_other_configuration_is_refused_with_both_values(models, index, vqvae):
+    other = dataclasses.replace(VQVAE_CONFIG, num_embeddings=16, seed=3)
+    with pytest.raises(ValueError, match=r"num_embeddings: 32, not 16; seed: 0, not 3.*--restart"):
+        ovq.fit_or_load(models / "small", other, index)
+
+
+def test_prior_of_another_vqvae_is_refused(tmp_path, models, index, vqvae, prior):
+    for name in ("small", "small-prior"):
+        shutil.copytree(models / name, tmp_path / name)
+    file = tmp_path / "small" / "model.keras"
+    content = file.read_bytes()
+    ovq.load_prior(tmp_path / "small-prior")
+    file.write_bytes(content + b" ")
+    with pytest.raises(ValueError, match=r"is not the VQ-VAE whose codes the prior .* expected SHA-256"):
+        ovq.load_prior(tmp_path / "small-prior")
+    shutil.rmtree(tmp_path / "small")
+    with pytest.raises(FileNotFoundError, match=r"No VQ-VAE in .*small, whose codes the prior"):
+        ovq.load_prior(tmp_path / "small-prior")
+
+
+def test_prior_that_does_not_fit_is_refused(tmp_path, index, vqvae):
+    with pytest.raises(ValueError, match=r"grid_shape: \[4, 4\], not \[8, 8\]"):
+        ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, grid_shape=(4, 4)), index, vqvae=vqvae)
+    with pytest.raises(ValueError, match=r"needs the VQ-VAE"):
+        ovq.fit_or_load(tmp_path / "p", PRIOR_CONFIG, index)
+    with pytest.raises(ValueError, match=r"needs a saved VQ-VAE"):
+        ovq.fit_or_load(tmp_path / "p", PRIOR_CONFIG, index, vqvae=ovq.VQVAE(VQVAE_CONFIG))
+    with pytest.raises(ValueError, match=r"slice_index is in \[0, 4\)"):
+        ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, num_slices=4), index, vqvae=vqvae)
+    assert not (tmp_path / "p").exists()
+
+
+def test_folders_that_are_no_models_are_told(tmp_path, models, vqvae, prior):
+    with pytest.raises(FileNotFoundError, match=r"No config.json in .*nothing"):
+        ovq.load_vqvae(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"holds a PixelCNN. Expected a VQVAE"):
+        ovq.load_vqvae(models / "small-prior")
+    broken = shutil.copytree(models / "small", tmp_path / "broken")
+    (broken / "model.keras").write_bytes((broken / "model.keras").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"broken/model.keras cannot be loaded"):
+        ovq.load_vqvae(broken)
+    (broken / "model.keras").unlink()
+    with pytest.raises(FileNotFoundError, match=r"No model.keras in"):
+        ovq.load_vqvae(broken)
+    for text in ("{}", "not JSON", '{"model": "VQVAE", "config": {"width": 3}}'):
+        (broken / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config.json is not the configuration of a model"):
+            ovq.load_vqvae(broken)
+
+
+def test_unreadable_slice_stops_before_anything_is_written(tmp_path, copied):
+    (copied / "keras_png_slices_train" / "case_002_slice_1.nii.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"case_002_slice_1"):
+        ovq.fit_or_load(tmp_path / "model", VQVAE_CONFIG, ovq.find_slices(copied))
+    assert [path.name for path in tmp_path.iterdir()] == ["copied"]
+
+
+def test_codes_come_back_from_disk(tmp_path, index, vqvae):
+    codes = ovq.encode_slices(vqvae, index.test, split="test")
+    codes.save(tmp_path / "codes.npz")
+    again = ovq.Codes.load(tmp_path / "codes.npz")
+    for name, values in vars(codes).items():
+        np.testing.assert_array_equal(getattr(again, name), values)
+    assert codes.codes.shape == (16, 8, 8) and codes.slice_index.tolist() == [*range(8)] * 2
+    np.testing.assert_array_equal(codes.codes, vqvae.encode(ovq.load_images(index.test, image_size=32)))
+
+
+KILLED = """
+import sys, dataclasses, pathlib
+sys.path.insert(0, {tests!r})
+from conftest import PRIOR_CONFIG, VQVAE_CONFIG
+import oasis_vq as ovq
+index = ovq.find_slices({cohort!r})
+vqvae = ovq.fit_or_load(pathlib.Path({folder!r}) / "v", dataclasses.replace(VQVAE_CONFIG, epochs=6), index)
+ovq.fit_or_load(pathlib.Path({folder!r}) / "v-prior", dataclasses.replace(PRIOR_CONFIG, epochs=6), index, vqvae=vqvae)
+"""
+
+
+def test_killed_training_ends_where_the_uninterrupted_one_does(tmp_path, cohort):
+    def start(name):
+        code = KILLED.format(tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path / name))
+        with (tmp_path / f"{name}.log").open("w") as log:
+            return subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+
+    assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()
+    for awaited in ("v.partial", "v-prior.partial"):
+        process = start("killed")
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and process.poll() is None:
+            history = tmp_path / "killed" / awaited / "history.csv"
+            if history.exists() and len(history.read_text().splitlines()) >= 3:
+                break
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert (tmp_path / "killed" / awaited).exists()
+    assert start("killed").wait() == 0, (tmp_path / "killed.log").read_text()
+    assert "v-prior: going on after epoch" in (tmp_path / "killed.log").read_text()
+    for name in ("v", "v-prior"):
+        one, other = (ovq.read_history(tmp_path / run / name) for run in ("whole", "killed"))
+        assert other["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+        column = "val_total_loss" if name == "v" else "val_bits_per_code"
+        np.testing.assert_allclose(other[column], one[column], rtol=0.02)
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["v", "v-prior"]

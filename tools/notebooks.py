@@ -1,0 +1,96 @@
+"""Execute the numbered notebooks, each in a fresh kernel.
+
+    python tools/notebooks.py                executed copies, figures and models under build/
+    python tools/notebooks.py --commit       rewrite notebooks/ and figures/ (make figures)
+    python tools/notebooks.py --only 03      the notebooks whose name begins so
+
+The profile (`OASIS_VQ_PROFILE`, quick by default) says how much they train. In the quick profile the models are
+trained from scratch, in build/quick; in the full one they are those of `OASIS_VQ_MODELS` or saved_models.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+BUILD = ROOT / "build"
+
+
+def notebook_paths() -> list[Path]:
+    """Return the numbered notebooks in their order."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def code_hash(notebook: nbformat.NotebookNode) -> str:
+    """Return a hash of the code cells: outputs belong to the code that has it."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook executed from top to bottom, with outputs and nothing of this machine."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        coalesce_streams=True,
+        record_timing=False,
+        store_widget_state=False,
+    )
+    client.execute()
+    for cell in notebook.cells:
+        cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "oasis_vq": {"code_hash": code_hash(notebook)},
+    }
+    return notebook
+
+
+def main() -> int:
+    """Execute the notebooks and return 0, or 1 if a cell failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commit", action="store_true", help="rewrite notebooks/ and figures/")
+    parser.add_argument("--only", default="", metavar="NN", help="beginning of the names to execute")
+    arguments = parser.parse_args()
+    quick = (os.environ.get("OASIS_VQ_PROFILE") or "quick") == "quick"
+    target = NOTEBOOKS if arguments.commit else BUILD / "notebooks"
+    os.environ["OASIS_VQ_FIGURES"] = str(ROOT / "figures" if arguments.commit else BUILD / "figures")
+    if quick:
+        os.environ["OASIS_VQ_MODELS"] = str(BUILD / "quick")
+        if not arguments.only:
+            shutil.rmtree(BUILD / "quick", ignore_errors=True)
+    for variable in ("OASIS_VQ_DATA", "OASIS_VQ_MODELS"):  # given from here, read in the notebooks' folder
+        if os.environ.get(variable):
+            os.environ[variable] = str(Path(os.environ[variable]).resolve())
+    target.mkdir(parents=True, exist_ok=True)
+    paths = [path for path in notebook_paths() if path.name.startswith(arguments.only)]
+    for path in paths:
+        print(f"{path.name} … ", end="", flush=True)
+        start = time.monotonic()
+        try:
+            notebook = execute(path)
+        except CellExecutionError as error:
+            print(f"failed\n{error}", file=sys.stderr)
+            return 1
+        nbformat.write(notebook, target / path.name)
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
+    print(f"{len(paths)} notebooks in {target.relative_to(ROOT)}, figures in "
+          f"{Path(os.environ['OASIS_VQ_FIGURES']).relative_to(ROOT)}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
