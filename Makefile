@@ -6,7 +6,6 @@ PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; d
 	2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
-export MPLBACKEND ?= agg
 
 .PHONY: notebooks figures test test-slow lint clean
 .DEFAULT_GOAL := notebooks

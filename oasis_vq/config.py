@@ -74,7 +74,7 @@ class VQVAEConfig(Config):
     """Whether the learning rate falls to zero along a half cosine."""
     batch_size: int = 16
     """Images per step."""
-    epochs: int = 40
+    epochs: int = 25
     """Passes over the training slices."""
     seed: int = 0
     """Seed of the weights and of the order of the slices."""
@@ -146,7 +146,7 @@ class PriorConfig(Config):
     """Whether the learning rate falls to zero along a half cosine."""
     batch_size: int = 32
     """Code grids per step."""
-    epochs: int = 30
+    epochs: int = 25
     """Passes over the training grids."""
     seed: int = 0
     """Seed of the weights, of dropout and of the order of the grids."""

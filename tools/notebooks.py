@@ -75,6 +75,7 @@ def main() -> int:
     for variable in ("OASIS_VQ_DATA", "OASIS_VQ_MODELS"):  # given from here, read in the notebooks' folder
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).resolve())
+    os.environ.pop("MPLBACKEND", None)  # the kernel has its own: figures go into the notebook
     target.mkdir(parents=True, exist_ok=True)
     paths = [path for path in notebook_paths() if path.name.startswith(arguments.only)]
     for path in paths:

@@ -1,0 +1,70 @@
+"""The committed notebooks: outputs belong to their code, and nothing of the machine they ran on is in them."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import notebooks as tool  # noqa: E402
+
+PATHS = tool.notebook_paths()
+PRIVATE = re.compile(r"/(home|root|Users|work|tmp|private|mnt|content)/|[A-Z]:\\\\|object at 0x")
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def test_there_are_five_numbered_notebooks():
+    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_outputs_belong_to_the_code(self, path):
+        assert read(path).metadata.oasis_vq.code_hash == tool.code_hash(read(path)), "make figures"
+
+    def test_executed_from_first_to_last(self, path):
+        counts = [cell.execution_count for cell in code_cells(path)]
+        assert counts == list(range(1, len(counts) + 1))
+        assert not any(output.output_type == "error" for cell in code_cells(path) for output in cell.outputs)
+
+    def test_first_cell_is_the_same_everywhere(self, path):
+        assert code_cells(path)[0].source == code_cells(PATHS[0])[0].source
+
+    def test_cells_are_short(self, path):
+        assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
+
+    def test_figures_carry_the_notebooks_number(self, path):
+        names = re.findall(r'save_figure\(figure, f?"(\w+)', "\n".join(cell.source for cell in code_cells(path)))
+        assert names and all(name.startswith((path.name[:3], "00_")) for name in names)
+
+    def test_figures_are_in_the_repository(self, path):
+        for name in re.findall(r'save_figure\(figure, "(\w+)"', "\n".join(cell.source for cell in code_cells(path))):
+            assert (ROOT / "figures" / f"{name}.png").exists() and (ROOT / "figures" / f"{name}.pdf").exists()
+
+    def test_nothing_of_the_machine(self, path):
+        notebook = read(path)
+        assert set(notebook.metadata) == {"kernelspec", "language_info", "oasis_vq"}
+        for cell in notebook.cells:
+            assert set(cell.metadata) <= {"tags"}
+            for output in cell.get("outputs", []):
+                text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+                assert not PRIVATE.search(text), text
+
+    def test_small_enough_to_be_shown(self, path):
+        assert path.stat().st_size < 1_000_000
+
+    def test_ends_with_findings_and_three_exercises(self, path):
+        last = read(path).cells[-1].source
+        assert "## What we saw" in last and last.count("\n- ") >= 3
+        assert re.findall(r"^(\d)\. ", last, flags=re.MULTILINE) == ["1", "2", "3"]
+        assert "## Next" in last
