@@ -28,7 +28,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=0
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -70,7 +70,7 @@ def train_vqvae(
         epochs: passes over the training slices; None for the recipe's.
         batch_size: images per step; None for the recipe's.
         seed: of weights and order.
-        restart: whether to throw away what has been trained at `out`.
+        restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
     device = _start(seed)
     from oasis_vq import recipes, slices
@@ -96,8 +96,8 @@ def encode(data: Path, vqvae: Path, out: Path = Path("codes.npz")) -> None:
     index = slices.find_slices(data)
     for part in index.splits().values():
         slices.check_readable(part)
-    out.parent.mkdir(parents=True, exist_ok=True)
     codes = training.encode_index(training.load_vqvae(vqvae), index)
+    out.parent.mkdir(parents=True, exist_ok=True)
     codes.save(out)
     print(f"{out}: codes {codes.codes.shape}")
 
@@ -109,6 +109,7 @@ def train_prior(
     recipe: str | None = None,
     epochs: OptionalInt = None,
     batch_size: OptionalInt = None,
+    num_slices: OptionalInt = None,
     seed: int = 0,
     restart: bool = False,
 ) -> None:
@@ -121,14 +122,15 @@ def train_prior(
         recipe: configuration to start from; None for the one that the VQ-VAE came from.
         epochs: passes over the training slices; None for the recipe's.
         batch_size: code grids per step; None for the recipe's.
+        num_slices: slice positions to condition on, 0 for none; None for the recipe's.
         seed: of weights and order.
-        restart: whether to throw away what has been trained at `out`.
+        restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
     device = _start(seed)
     from oasis_vq import recipes, slices, training
 
     model = training.load_vqvae(vqvae)
-    given = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    given = {"epochs": epochs, "batch_size": batch_size, "num_slices": num_slices, "seed": seed}
     config = recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config)
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     _train(out, config, slices.find_slices(data), device=device, vqvae=model, restart=restart)
@@ -149,6 +151,8 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
 
     from oasis_vq import metrics, plots, slices, training
 
+    if num < 1:
+        raise ValueError(f"num is at least 1. Received: {num}.")
     index, model = slices.find_slices(data), training.load_vqvae(vqvae)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(index.test))[:num])
     slices.check_readable(index.test[chosen])
@@ -198,6 +202,9 @@ def generate(
     codes = sampling.sample_codes(model, num, **options)
     images = vqvae.decode(codes)
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "provenance.json").exists():  # samples of an earlier call are not to be mixed with these
+        for old in out.glob("sample_*.png"):
+            old.unlink()
     digits = max(2, len(str(num - 1)))
     for number, image in enumerate(images):
         iio.imwrite(out / f"sample_{number:0{digits}}.png", np.round(image[..., 0] * 255).astype(np.uint8))
@@ -227,8 +234,8 @@ def evaluate(model: tyro.conf.Positional[Path], data: Path) -> None:
     if training.read_record(folder)["model"] == "VQVAE":
         report = evaluation.evaluate_reconstruction(training.load_vqvae(folder), index.test, train=index.train)
     else:
-        vqvae = training.load_vqvae(training.vqvae_folder(folder))
-        report = evaluation.evaluate_prior(training.load_prior(folder), vqvae, index)
+        prior = training.load_prior(folder)
+        report = evaluation.evaluate_prior(prior, training.load_vqvae(training.vqvae_folder(folder)), index)
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     write_json(file, {**known, **report})
@@ -266,12 +273,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command()
     except KeyboardInterrupt:
-        print("Stopped. The same command again goes on after the last finished epoch.", file=sys.stderr)
+        trains = command.func in (train_vqvae, train_prior)
+        hint = " The same command again goes on after the last finished epoch." if trains else ""
+        print(f"Stopped.{hint}", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, *_native_errors())):
+            raise  # a fault of ours: its traceback is wanted
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
+
+
+def _native_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of TensorFlow's native code, if TensorFlow has been imported."""
+    return (sys.modules["tensorflow"].errors.OpError,) if "tensorflow" in sys.modules else ()
 
 
 def _later(function: Callable) -> Callable:

@@ -69,9 +69,11 @@ def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | Non
         all float; `baselines`: the scores of an all-black image and of the mean training slice at the same position;
         `intervals`: for each score the 95 % bootstrap interval over subjects.
     """
-    check_readable(slices)
+    train = find_slices(slices.root).train if train is None else train
+    for part in (slices, train):
+        check_readable(part)
     size = vqvae.config.image_size
-    means = mean_slices(find_slices(slices.root).train if train is None else train, size)
+    means = mean_slices(train, size)
     scores = {name: _Scores() for name in ("model", "black", "mean_slice")}
     codes, start = [], 0
     dataset = make_dataset(slices, image_size=size, batch_size=64)

@@ -232,7 +232,8 @@ class PixelCNN(keras.Model):
                 what the layer has seen at earlier positions.
             training: whether dropout is on.
         """
-        x = convolve(self.first, self.code_embedding(codes)) + position + condition
+        x = convolve(self.first, self.code_embedding(codes))
+        x += tf.cast(position, x.dtype) + tf.cast(condition, x.dtype)
         for block in self.blocks:
             x = block(x, condition, convolve=convolve, training=training)
         x = tf.nn.relu(x)

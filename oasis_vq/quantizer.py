@@ -149,7 +149,8 @@ class EMAVectorQuantizer(_Quantizer):
         self.codebook = state("codebook", shape, "zeros", aggregation="mean")
         self.average_counts = state("average_counts", shape[:1], "ones", aggregation="mean")
         self.average_sums = state("average_sums", shape, "zeros", aggregation="mean")
-        self.num_steps = state("num_steps", (), "zeros", dtype="int32", aggregation="only_first_replica")
+        # int64: TensorFlow keeps int32 variables on the CPU, which a step compiled for the GPU cannot reach.
+        self.num_steps = state("num_steps", (), "zeros", dtype="int64", aggregation="only_first_replica")
 
     def call(self, latents: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         self._check(latents)
@@ -173,7 +174,9 @@ class EMAVectorQuantizer(_Quantizer):
         dead = tf.logical_or(step == 0, self.average_counts < self.DEAD_SHARE * share)  # (k,)
         distances = tf.reduce_sum((flat - self.lookup(self.codes(flat))) ** 2, axis=1)  # (n,)
         rows = tf.random.stateless_categorical(
-            tf.math.log(distances + 1e-12)[None], self.num_embeddings, seed=tf.stack([self.seed, step])
+            tf.math.log(distances + 1e-12)[None],
+            self.num_embeddings,
+            seed=tf.stack([self.seed, tf.cast(step, tf.int32)]),
         )[0]
         drawn = tf.gather(flat, rows)  # (k, d)
         fresh = tf.where(step == 0, 1.0, share)

@@ -3,15 +3,16 @@
 Layout: `keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png`; a subject is in exactly one split.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 SPLITS = ("train", "validate", "test")
 _NAME = re.compile(r"case_(\d+)_slice_(\d+)(\.nii)?\.png")
@@ -48,6 +49,11 @@ class Slices:
     def num_subjects(self) -> int:
         """How many subjects there are."""
         return len(np.unique(self.subject))
+
+    def fingerprint(self) -> str:
+        """Return a hash of the files' names and sizes, wherever the data folder is; no file is read."""
+        files = (f"{Path(path).name} {Path(path).stat().st_size}" for path in self.path)
+        return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,9 @@ def _find_split(root: Path, split: str) -> Slices:
 
 
 def check_readable(slices: Slices) -> None:
-    """Decode every slice once, in a few seconds for thousands, so that a bad file is named before a long job starts.
+    """Decode every slice once, as training will, so that a bad file is named before a long job starts.
+
+    Takes a few seconds for thousands.
 
     Raises:
         ValueError: naming the first file that is not a readable, square PNG.
@@ -127,13 +135,14 @@ def check_readable(slices: Slices) -> None:
 
     def fault(path: str) -> str | None:
         try:
-            shape = iio.imread(path, plugin="pillow").shape
-        except Exception as error:  # Whatever the decoder raises, the file is what the user has to hear of.
-            return f"it cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        return None if shape[0] == shape[1] else f"it is {shape[0]} by {shape[1]} pixels"
+            height, width, _ = tf.io.decode_png(tf.io.read_file(path), channels=1).shape
+        except tf.errors.OpError as error:
+            return f"it cannot be decoded ({error.message.splitlines()[0]})"
+        return None if height == width else f"it is {height} by {width} pixels"
 
     with ThreadPoolExecutor() as pool:
-        for path, text in zip(slices.path, pool.map(fault, slices.path, chunksize=64), strict=True):
+        faults = pool.map(fault, slices.path)
+        for path, text in zip(slices.path, tqdm(faults, "checking", len(slices), leave=False), strict=True):
             if text:
                 raise ValueError(f"{path}: {text}. Expected a square 8-bit grey PNG: replace the file or remove it.")
 

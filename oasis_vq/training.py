@@ -63,7 +63,7 @@ class Codes:
     def load(path: str | Path) -> "Codes":
         """Read a codes.npz."""
         with np.load(path, allow_pickle=False) as arrays:
-            return Codes(**arrays)
+            return Codes(**{"split": np.full(len(arrays["codes"]), ""), **arrays})
 
 
 def encode_slices(vqvae: VQVAE, slices: Slices, *, split: str = "") -> Codes:
@@ -103,40 +103,57 @@ def fit_or_load(
         config: what to train.
         index: the slices; train is trained on, validate is scored after every epoch, test is left alone.
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
-        restart: whether to throw away what has been trained under this name.
+        restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
 
     Raises:
-        ValueError: if a model of this name has another configuration or VQ-VAE; both values are named.
+        ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named.
     """
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
+    record = _record(config, index, folder, vqvae)
+    for place in (folder, partial):
+        if _in_use(place):
+            _refuse_other(place, record, restart=restart)
+    if _in_use(folder) and not restart:
+        return _load(folder, record["model"])
+
+    for part in (index.train, index.validate):
+        check_readable(part)
+    keras.utils.set_random_seed(config.seed)
+    training = _train_vqvae(config, index) if vqvae is None else _train_prior(config, index, vqvae)
     if restart:
-        shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
-    kind = "PixelCNN" if isinstance(config, PriorConfig) else "VQVAE"
-    record = {"model": kind, "config": config.to_dict()}
-    if kind == "PixelCNN":
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / "config.json", record)
+    _fit(training, partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.replace(folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return _load(folder, record["model"])
+
+
+def _record(config: VQVAEConfig | PriorConfig, index: SliceIndex, folder: Path, vqvae: VQVAE | None) -> dict:
+    """Return what config.json says of a model: its kind and configuration, the data, and a prior's VQ-VAE."""
+    if isinstance(config, PriorConfig):
         if vqvae is None:
             raise ValueError("A prior needs the VQ-VAE whose codes it learns. Received: vqvae=None.")
         if config != config.matched_to(vqvae.config):
             difference = config.differences(config.matched_to(vqvae.config))
             raise ValueError(f"The prior does not fit the VQ-VAE ({difference}): use config.matched_to(vqvae.config).")
-        record["vqvae"] = _reference(vqvae, folder)
-    for place in (folder, partial):
-        if place.exists():
-            _refuse_other(place, record)
-    if folder.exists():
-        return load_prior(folder) if kind == "PixelCNN" else load_vqvae(folder)
+    elif vqvae is not None:
+        raise ValueError("A VQ-VAE is trained on slices alone. Received: vqvae beside a VQVAEConfig.")
+    data = {split: index.splits()[split].fingerprint() for split in ("train", "validate")}
+    record = {
+        "model": "VQVAE" if vqvae is None else "PixelCNN",
+        "config": config.to_dict(),
+        "data": {"name": index.root.name, "num_train": len(index.train), **data},
+    }
+    return record if vqvae is None else {**record, "vqvae": _reference(vqvae, folder)}
 
-    for part in (index.train, index.validate):
-        check_readable(part)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / "config.json", record)
-    keras.utils.set_random_seed(config.seed)
-    training = _train_prior(config, index, vqvae) if kind == "PixelCNN" else _train_vqvae(config, index)
-    _fit(training, partial)
-    partial.replace(folder)
-    return load_prior(folder) if kind == "PixelCNN" else load_vqvae(folder)
+
+def _in_use(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
 def load_vqvae(folder: str | Path) -> VQVAE:
@@ -184,6 +201,8 @@ def read_record(folder: str | Path) -> dict:
     try:
         record = json.loads(file.read_text())
         _CONFIGS[record["model"]].from_dict(record["config"])
+        if record["model"] == "PixelCNN":
+            Path(record["vqvae"]["folder"]), str(record["vqvae"]["sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not the configuration of a model ({error}). Train the model again.") from error
     return record
@@ -231,20 +250,25 @@ def _reference(vqvae: VQVAE, prior_folder: Path) -> dict[str, str]:
     return {"folder": Path(relative).as_posix(), "sha256": _sha256(folder / "model.keras")}
 
 
-def _refuse_other(folder: Path, record: dict) -> None:
-    """Raise ValueError if a folder was made with another configuration or VQ-VAE than asked for."""
+def _refuse_other(folder: Path, record: dict, *, restart: bool) -> None:
+    """Raise ValueError if a folder holds no model, or, unless it is replaced, one made otherwise than asked for."""
     found = read_record(folder)
+    if restart:
+        return
     if found["model"] != record["model"]:
         text = f"model: {found['model']}, not {record['model']}"
     else:
         config = _CONFIGS[record["model"]]
         text = config.from_dict(found["config"]).differences(config.from_dict(record["config"]))
-    if not text and found.get("vqvae", {}).get("sha256") != record.get("vqvae", {}).get("sha256"):
-        text = f"vqvae: {found['vqvae']['sha256'][:12]}, not {record['vqvae']['sha256'][:12]}"
+    for part in ("data", "vqvae"):
+        before, now = found.get(part, {}), record.get(part, {})
+        changed = [name for name in now if name not in ("name", "folder") and before.get(name) != now[name]]
+        if changed and not text:
+            text = f"{part} {changed[0]}: {str(before.get(changed[0]))[:12]}, not {str(now[changed[0]])[:12]}"
     if text:
         raise ValueError(
-            f"{folder} was trained with another configuration ({text}). "
-            "Use another name, the old configuration, or restart=True (--restart) to throw it away."
+            f"{folder} was trained otherwise ({text}). Use another name, what it was trained with, "
+            "or restart=True (--restart) to replace it."
         )
 
 
@@ -285,9 +309,13 @@ def _train_prior(config: PriorConfig, index: SliceIndex, vqvae: VQVAE) -> _Train
 
         return rows.batch(config.batch_size).map(batch).prefetch(tf.data.AUTOTUNE)
 
+    for part in (index.train, index.validate):
+        if config.num_slices and part.slice.max() >= config.num_slices:
+            path = part.path[part.slice.argmax()]
+            raise ValueError(
+                f"{path} is beyond the {config.num_slices} slice positions: use num_slices (--num-slices)."
+            )
     train, validate = (encode_slices(vqvae, part) for part in (index.train, index.validate))
-    for codes in (train, validate):
-        prior.checked_conditions(len(codes), **{name: getattr(codes, name) for name in prior.condition_sizes})
     prior.compile(
         optimizer=_adam(config, len(train)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -314,7 +342,9 @@ def _fit(training: _Training, folder: Path) -> None:
     model, config = training.model, training.model.config
     model.optimizer.build(model.trainable_variables)
     epoch = tf.Variable(0, dtype=tf.int64)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer, epoch=epoch)
+    # By list, not by object: the states of random generators, such as dropout's, are variables that objects leave out.
+    state = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
+    checkpoint = tf.train.Checkpoint(state=state, epoch=epoch)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=2)
     if manager.latest_checkpoint:
         checkpoint.restore(manager.latest_checkpoint).assert_consumed()
@@ -334,17 +364,14 @@ def _fit(training: _Training, folder: Path) -> None:
     finished.set_weights(model.get_weights())
     finished.save(folder / "model.keras")
     history = read_history(folder)
-    seconds = float(history["seconds"].sum())
     write_json(
         folder / "metrics.json",
         {name: float(values[-1]) for name, values in history.items() if name.startswith("val_")}
         | {
             "num_parameters": float(finished.count_params()),
-            "training_seconds": seconds,
-            "training_images_per_second": training.num_items * config.epochs / seconds,
+            "training_seconds": float(history["seconds"].sum()),
         },
     )
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 class _TrainingLog(keras.callbacks.Callback):
@@ -377,10 +404,11 @@ class _TrainingLog(keras.callbacks.Callback):
         values = {name: float(value) for name, value in logs.items()}
         seconds = time.monotonic() - self.started
         self.rows.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3)})
-        with self.file.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.file, text.getvalue().encode())
         self.epoch.assign(epoch + 1)
         self.manager.save(checkpoint_number=epoch + 1)
         shown = "total_loss" if "total_loss" in values else "bits_per_code"

@@ -68,3 +68,13 @@ class TestNotebook:
         assert "## What we saw" in last and last.count("\n- ") >= 3
         assert re.findall(r"^(\d)\. ", last, flags=re.MULTILINE) == ["1", "2", "3"]
         assert "## Next" in last
+
+
+def test_readme_links_lead_somewhere_and_nothing_is_left_to_fill_in():
+    for file in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md")):
+        text = file.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (file.parent / link).exists(), f"{file.name}: {link}"
+        assert not re.search(r"^@\w+$", text, flags=re.MULTILINE), file
+    for path in PATHS:
+        assert not any(re.search(r"^@\w+$", cell.source, flags=re.MULTILINE) for cell in read(path).cells), path

@@ -1,8 +1,6 @@
 """The phantom cohort: who is in it, that it looks like brains, and that it is the same however it was made."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -114,8 +112,8 @@ def test_killed_run_is_completed_to_the_same_bytes(cohort, tmp_path):
     deadline = time.monotonic() + 30
     while not list(partial.glob("*/case_002_*.png")) and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert process.wait() != 0
     written = len(list(partial.glob("*/case_*.png")))
     assert 4 < written < 24 and not folder.exists()
     first = partial / "keras_png_slices_train" / "case_001_slice_0.nii.png"
@@ -136,7 +134,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while not list(tmp_path.glob("big.partial/*/case_*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() != 0
     process.communicate(timeout=10)  # the pipe ends only when every worker that inherited it has ended
     assert 0 < len(list(tmp_path.glob("big.partial/*/case_*.png"))) < 300 * 4 and not (tmp_path / "big").exists()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -96,6 +97,19 @@ def test_prefix_is_kept_and_completed_from_the_same_draws():
     np.testing.assert_array_equal(ovq.sample_codes(prior, 2, prefix=codes[0])[1], codes[0])
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_sampling_under_mixed_precision(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        prior = randomised(SMALL)
+        codes = ovq.sample_codes(prior, 4, seed=0)
+        np.testing.assert_array_equal(codes[:2], ovq.sample_codes(prior, 2, seed=0))
+        assert len(np.unique(codes)) > 2 and prior.logits(codes).dtype == np.float32
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def test_temperature_top_k_and_top_p():
     prior = randomised(SMALL)
     cold = ovq.sample_codes(prior, 4, temperature=1e-4, slice_index=0, label=0)
@@ -139,7 +153,12 @@ def test_arguments_out_of_range_are_told():
 
 @pytest.mark.gpu
 def test_sampler_is_compiled_on_the_gpu():
-    prior = randomised(SMALL)
-    with tf.device("GPU:0"):
-        codes = ovq.sample_codes(prior, 3, seed=0, slice_index=0, label=0)
-    assert codes.shape == (3, 4, 5)
+    prior, size = randomised(SMALL), sampling.CHUNK_SIZE
+    known, conditions = (
+        tf.zeros((size, 4, 5), tf.int32),
+        {name: tf.zeros(size, tf.int32) for name in prior.condition_sizes},
+    )
+    arguments = (known, conditions, tf.constant(0), tf.constant([0, 1]), tf.constant(1.0), None)
+    cached, full = (sampling._sample_chunk(prior, *arguments, way) for way in (True, False))
+    assert "GPU" in cached.device
+    np.testing.assert_array_equal(cached, full)

@@ -92,13 +92,22 @@ def test_subject_in_two_splits_is_refused(copied):
         ovq.find_slices(copied)
 
 
-@pytest.mark.parametrize("fault", ["empty", "truncated", "flipped", "text"])
+@pytest.mark.parametrize("fault", ["empty", "truncated", "without its end", "flipped", "text", "another format"])
 def test_unreadable_png_is_named(copied, fault):
     file = copied / TRAIN / "case_003_slice_4.nii.png"
     content = bytearray(file.read_bytes())
     if fault == "flipped":
         content[len(content) // 2] ^= 0xFF
-    file.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "flipped": content}.get(fault, b"text"))
+    image = iio.imread(file)
+    faulty = {
+        "empty": b"",
+        "truncated": content[: len(content) // 2],
+        "without its end": content[:-4],
+        "flipped": content,
+        "text": b"text",
+        "another format": iio.imwrite("<bytes>", image, extension=".tiff"),
+    }
+    file.write_bytes(faulty[fault])
     with pytest.raises(ValueError, match=r"case_003_slice_4\.nii\.png: it cannot be decoded.*replace the file"):
         check_readable(ovq.find_slices(copied).train)
 

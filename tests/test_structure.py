@@ -28,7 +28,7 @@ ALLOWED = {
 
 def imported_modules(path):
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "oasis_vq":
             names |= {node.module.split(".")[1]} if "." in node.module else {alias.name for alias in node.names}
     return names
@@ -67,4 +67,4 @@ def test_no_path_of_a_machine():
     files = [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "tests").glob("*.py"), *(PACKAGE.parent / "tools").glob("*.py")]
     for file in files:
         for part in ("/ho" + "me/", "/ro" + "ot/", "C:" + "\\Users", "/wo" + "rk/"):
-            assert part not in file.read_text(), file
+            assert part not in file.read_text(encoding="utf-8"), file

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -64,9 +62,9 @@ def test_prior_that_does_not_fit_is_refused(tmp_path, index, vqvae):
         ovq.fit_or_load(tmp_path / "p", PRIOR_CONFIG, index)
     with pytest.raises(ValueError, match=r"needs a saved VQ-VAE"):
         ovq.fit_or_load(tmp_path / "p", PRIOR_CONFIG, index, vqvae=ovq.VQVAE(VQVAE_CONFIG))
-    with pytest.raises(ValueError, match=r"slice_index is in \[0, 4\)"):
+    with pytest.raises(ValueError, match=r"case_\d+_slice_\d.* beyond the 4 slice positions: use num_slices"):
         ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, num_slices=4), index, vqvae=vqvae)
-    assert not (tmp_path / "p").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_that_are_no_models_are_told(tmp_path, models, vqvae, prior):
@@ -76,15 +74,42 @@ def test_folders_that_are_no_models_are_told(tmp_path, models, vqvae, prior):
         ovq.load_vqvae(models / "small-prior")
     broken = shutil.copytree(models / "small", tmp_path / "broken")
     (broken / "model.keras").write_bytes((broken / "model.keras").read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"broken/model.keras cannot be loaded"):
+    with pytest.raises(ValueError, match=r"broken.model\.keras cannot be loaded"):
         ovq.load_vqvae(broken)
     (broken / "model.keras").unlink()
     with pytest.raises(FileNotFoundError, match=r"No model.keras in"):
         ovq.load_vqvae(broken)
-    for text in ("{}", "not JSON", '{"model": "VQVAE", "config": {"width": 3}}'):
+    headless = json.dumps({"model": "PixelCNN", "config": PRIOR_CONFIG.to_dict()})
+    for text in ("{}", "not JSON", '{"model": "VQVAE", "config": {"width": 3}}', headless):
         (broken / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config.json is not the configuration of a model"):
             ovq.load_vqvae(broken)
+
+
+def test_other_data_are_refused(models, vqvae, copied):
+    file = copied / "keras_png_slices_train" / "case_001_slice_0.nii.png"
+    index = ovq.find_slices(copied)
+    ovq.fit_or_load(models / "small", VQVAE_CONFIG, index)  # the same slices in another place
+    file.write_bytes((copied / "keras_png_slices_train" / "case_002_slice_3.nii.png").read_bytes())
+    with pytest.raises(ValueError, match=r"was trained otherwise \(data train: \w+, not \w+\)"):
+        ovq.fit_or_load(models / "small", VQVAE_CONFIG, ovq.find_slices(copied))
+
+
+def test_restart_replaces_a_model_and_nothing_else(tmp_path, models, index, copied, vqvae):
+    folder = shutil.copytree(models / "small", tmp_path / "model")
+    before = (folder / "model.keras").read_bytes()
+    other = dataclasses.replace(VQVAE_CONFIG, epochs=1)
+    (copied / "keras_png_slices_train" / "case_002_slice_1.nii.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"case_002_slice_1"):
+        ovq.fit_or_load(folder, other, ovq.find_slices(copied), restart=True)
+    assert (folder / "model.keras").read_bytes() == before
+    assert ovq.fit_or_load(folder, other, index, restart=True).config == other
+    assert len(ovq.read_history(folder)["epoch"]) == 1
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileNotFoundError, match=r"No config.json in .*thesis"):
+        ovq.fit_or_load(tmp_path / "thesis", other, index, restart=True)
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "mine"
 
 
 def test_unreadable_slice_stops_before_anything_is_written(tmp_path, copied):
@@ -130,14 +155,14 @@ def test_killed_training_ends_where_the_uninterrupted_one_does(tmp_path, cohort)
             if history.exists() and len(history.read_text().splitlines()) >= 3:
                 break
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        assert process.wait() != 0
         assert (tmp_path / "killed" / awaited).exists()
     assert start("killed").wait() == 0, (tmp_path / "killed.log").read_text()
     assert "v-prior: going on after epoch" in (tmp_path / "killed.log").read_text()
     for name in ("v", "v-prior"):
         one, other = (ovq.read_history(tmp_path / run / name) for run in ("whole", "killed"))
         assert other["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
-        column = "val_total_loss" if name == "v" else "val_bits_per_code"
-        np.testing.assert_allclose(other[column], one[column], rtol=0.02)
+        for column in set(one) - {"seconds"}:
+            np.testing.assert_array_equal(other[column], one[column])
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["v", "v-prior"]

@@ -47,6 +47,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         coalesce_streams=True,
         record_timing=False,
         store_widget_state=False,
+        extra_arguments=["--log-level=ERROR"],  # the kernel warns of its local connection
     )
     client.execute()
     for cell in notebook.cells:
@@ -72,7 +73,8 @@ def main() -> int:
         os.environ["OASIS_VQ_MODELS"] = str(BUILD / "quick")
         if not arguments.only:
             shutil.rmtree(BUILD / "quick", ignore_errors=True)
-    for variable in ("OASIS_VQ_DATA", "OASIS_VQ_MODELS"):  # given from here, read in the notebooks' folder
+    # Paths are given from here and read in the notebooks' folder.
+    for variable in ("OASIS_VQ_DATA", "OASIS_VQ_MODELS", "OASIS_VQ_PHANTOM"):
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).resolve())
     os.environ.pop("MPLBACKEND", None)  # the kernel has its own: figures go into the notebook
