@@ -17,7 +17,9 @@ _EXPORTS = {
     "vqvae": ["VQVAE"],
     "pixelcnn": ["MaskedConv2D", "PixelCNN"],
     "sampling": ["sample_codes"],
-    "training": ["Codes", "encode_slices", "fit_or_load", "load_prior", "load_vqvae", "read_history"],
+    "codes": ["Codes", "encode_index", "encode_slices"],
+    "folders": ["load_prior", "load_vqvae", "read_history"],
+    "training": ["fit_or_load"],
     "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
     "evaluation": ["evaluate_prior", "evaluate_reconstruction"],
     "plots": [

@@ -91,12 +91,13 @@ def encode(data: Path, vqvae: Path, out: Path = Path("codes.npz")) -> None:
         out: the .npz file to write.
     """
     _start()
-    from oasis_vq import slices, training
+    from oasis_vq import folders, slices
+    from oasis_vq.codes import encode_index
 
     index = slices.find_slices(data)
     for part in index.splits().values():
         slices.check_readable(part)
-    codes = training.encode_index(training.load_vqvae(vqvae), index)
+    codes = encode_index(folders.load_vqvae(vqvae), index)
     out.parent.mkdir(parents=True, exist_ok=True)
     codes.save(out)
     print(f"{out}: codes {codes.codes.shape}")
@@ -127,9 +128,9 @@ def train_prior(
         restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
     device = _start(seed)
-    from oasis_vq import recipes, slices, training
+    from oasis_vq import folders, recipes, slices
 
-    model = training.load_vqvae(vqvae)
+    model = folders.load_vqvae(vqvae)
     given = {"epochs": epochs, "batch_size": batch_size, "num_slices": num_slices, "seed": seed}
     config = recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config)
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
@@ -149,11 +150,11 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
     _start()
     import numpy as np
 
-    from oasis_vq import metrics, plots, slices, training
+    from oasis_vq import folders, metrics, plots, slices
 
     if num < 1:
         raise ValueError(f"num is at least 1. Received: {num}.")
-    index, model = slices.find_slices(data), training.load_vqvae(vqvae)
+    index, model = slices.find_slices(data), folders.load_vqvae(vqvae)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(index.test))[:num])
     slices.check_readable(index.test[chosen])
     images = slices.load_images(index.test[chosen], image_size=model.config.image_size)
@@ -193,11 +194,12 @@ def generate(
     import imageio.v3 as iio
     import numpy as np
 
-    from oasis_vq import __version__, plots, sampling, training
+    from oasis_vq import __version__, folders, plots, sampling
+    from oasis_vq.codes import Codes
     from oasis_vq.config import write_json
 
-    model = training.load_prior(prior)
-    vqvae = training.load_vqvae(training.vqvae_folder(prior))
+    model = folders.load_prior(prior)
+    vqvae = folders.load_vqvae(folders.vqvae_folder(prior))
     options = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "slice_index": slice_index}
     codes = sampling.sample_codes(model, num, **options)
     images = vqvae.decode(codes)
@@ -210,11 +212,11 @@ def generate(
         iio.imwrite(out / f"sample_{number:0{digits}}.png", np.round(image[..., 0] * 255).astype(np.uint8))
     conditions = sampling.sample_conditions(model, num, seed=seed, slice_index=slice_index)
     nobody = np.full(num, "")
-    training.Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
+    Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
     plots.save_figure(plots.plot_slices(images), "grid", folder=out)
     write_json(
         out / "provenance.json",
-        {"oasis_vq": __version__, "prior": training.read_record(prior), "num": num, **options},
+        {"oasis_vq": __version__, "prior": folders.read_record(prior), "num": num, **options},
     )
     print(f"{out / 'grid.png'}: {num} samples")
 
@@ -227,15 +229,15 @@ def evaluate(model: tyro.conf.Positional[Path], data: Path) -> None:
         data: folder with the slices.
     """
     _start()
-    from oasis_vq import evaluation, slices, training
+    from oasis_vq import evaluation, folders, slices
     from oasis_vq.config import write_json
 
     folder, index = model, slices.find_slices(data)
-    if training.read_record(folder)["model"] == "VQVAE":
-        report = evaluation.evaluate_reconstruction(training.load_vqvae(folder), index.test, train=index.train)
+    if folders.read_record(folder)["model"] == "VQVAE":
+        report = evaluation.evaluate_reconstruction(folders.load_vqvae(folder), index.test, train=index.train)
     else:
-        prior = training.load_prior(folder)
-        report = evaluation.evaluate_prior(prior, training.load_vqvae(training.vqvae_folder(folder)), index)
+        prior = folders.load_prior(folder)
+        report = evaluation.evaluate_prior(prior, folders.load_vqvae(folders.vqvae_folder(folder)), index)
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     write_json(file, {**known, **report})

@@ -183,8 +183,8 @@ class Paths:
     """Folder in which phantom cohorts are made (`OASIS_VQ_PHANTOM`)."""
     models: Path = field(default_factory=lambda: _path("OASIS_VQ_MODELS", ROOT / "saved_models"))
     """Folder of the model folders (`OASIS_VQ_MODELS`)."""
-    figures: Path = field(default_factory=lambda: _path("OASIS_VQ_FIGURES", ROOT / "figures"))
-    """Folder that `save_figure` writes (`OASIS_VQ_FIGURES`)."""
+    figures: Path = field(default_factory=lambda: _path("OASIS_VQ_FIGURES", ROOT / "build" / "figures"))
+    """Folder that `save_figure` writes (`OASIS_VQ_FIGURES`); the committed figures are written by `make figures`."""
 
 
 def _path(variable: str, default: Path | None) -> Path | None:

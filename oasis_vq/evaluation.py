@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from oasis_vq.codes import Codes, encode_slices
 from oasis_vq.metrics import decibels, squared_errors, ssim_per_image
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.quantizer import perplexity
 from oasis_vq.slices import SliceIndex, Slices, check_readable, find_slices, make_dataset
-from oasis_vq.training import Codes, encode_slices
 from oasis_vq.vqvae import VERB_BATCH_SIZE, VQVAE
 
 COURSEWORK_SSIM = 0.6

@@ -20,8 +20,10 @@ ALLOWED = {
     "pixelcnn": {"config", "vqvae"},
     "sampling": {"pixelcnn", "vqvae"},
     "metrics": set(),
-    "training": {"config", "slices", "vqvae", "pixelcnn", "sampling", "metrics"},
-    "evaluation": {"metrics", "pixelcnn", "quantizer", "slices", "training", "vqvae"},
+    "codes": {"config", "slices", "vqvae"},
+    "folders": {"config", "pixelcnn", "slices", "vqvae"},
+    "training": {"codes", "config", "folders", "pixelcnn", "slices", "vqvae"},
+    "evaluation": {"codes", "metrics", "pixelcnn", "quantizer", "slices", "vqvae"},
     "plots": {"config"},
 }
 

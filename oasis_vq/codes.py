@@ -1,0 +1,65 @@
+"""The codes of slices: made by a VQ-VAE, kept in a codes.npz, learned by a prior."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from oasis_vq.config import write_whole
+from oasis_vq.slices import SPLITS, SliceIndex, Slices, make_dataset
+from oasis_vq.vqvae import VQVAE
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of slices, and whose they are, as parallel arrays of length n.
+
+    Attributes:
+        codes: (n, h, w) int32.
+        slice_index: (n,) int32, slice position.
+        label: (n,) int32, class, -1 where unknown.
+        subject: (n,) str.
+        split: (n,) str, train, validate or test.
+    """
+
+    codes: np.ndarray
+    slice_index: np.ndarray
+    label: np.ndarray
+    subject: np.ndarray
+    split: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows) -> "Codes":
+        """Return the rows of a slice object, an index array or a boolean mask."""
+        return Codes(**{name: values[rows] for name, values in vars(self).items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write a codes.npz, whole or not at all."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **vars(self))
+        write_whole(Path(path), content.getvalue())
+
+    @staticmethod
+    def load(path: str | Path) -> "Codes":
+        """Read a codes.npz."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return Codes(**{"split": np.full(len(arrays["codes"]), ""), **arrays})
+
+
+def encode_slices(vqvae: VQVAE, slices: Slices, *, split: str = "") -> Codes:
+    """Return the codes of all slices; they are streamed from disk, and only the codes stay in memory."""
+    dataset = make_dataset(slices, image_size=vqvae.config.image_size, batch_size=64)
+    batches = tqdm(dataset.as_numpy_iterator(), "encoding", len(dataset), unit="batch", leave=False)
+    parts = [vqvae.encode(images) for images in batches]
+    names = np.full(len(slices), split, dtype="U8")
+    return Codes(np.concatenate(parts), slices.slice, slices.label, slices.subject, names)
+
+
+def encode_index(vqvae: VQVAE, index: SliceIndex, splits: tuple[str, ...] = SPLITS) -> Codes:
+    """Return the codes of several splits in one table."""
+    parts = [encode_slices(vqvae, index.splits()[split], split=split) for split in splits]
+    return Codes(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
