@@ -183,7 +183,7 @@ def save_figure(figure: Figure, name: str, *, folder: str | Path | None = None) 
 
 def _grid(rows: int, columns: int, *, title: str | None = None, titled: bool = False, margin: float = 0.0):
     """Return a figure and its axes (rows, columns), all without ticks and frames."""
-    size = (PANEL * columns + margin, (PANEL + 0.22 * titled) * rows + 0.35 * bool(title))
+    size = (PANEL * columns + margin, (PANEL + 0.3 * titled) * rows + 0.35 * bool(title))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01)
     for axis in axes.flat:

@@ -51,6 +51,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     )
     client.execute()
     for cell in notebook.cells:
+        if cell.cell_type == "code":  # a progress bar that has gone leaves an empty stream
+            cell.outputs = [output for output in cell.outputs if output.get("text", "it").strip()]
         cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
