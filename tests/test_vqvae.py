@@ -101,6 +101,16 @@ def test_recipes_follow_the_keras_io_layers():
     ]
 
 
+@pytest.mark.parametrize("name", ovq.recipe_names())
+def test_every_recipe_builds_two_models_that_fit(name):
+    recipe = ovq.recipe(name)
+    vqvae, prior = ovq.VQVAE(recipe.vqvae), ovq.PixelCNN(recipe.prior)
+    size = recipe.vqvae.image_size
+    codes = vqvae.encode(np.random.default_rng(0).uniform(size=(1, size, size, 1)))
+    assert prior.logits(codes).shape == (*codes.shape, recipe.vqvae.num_embeddings)
+    assert vqvae.decode(codes).shape == (1, size, size, 1)
+
+
 def test_sizes_that_do_not_fit_are_told(vqvae, images):
     with pytest.raises(ValueError, match=r"multiple of downsampling \(8\), for example 96. Received: 100"):
         ovq.VQVAEConfig(image_size=100, downsampling=8)
