@@ -14,8 +14,6 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-OptionalInt = int | None
-
 
 def phantom(out: Path, subjects: int = 354, image_size: int = 256, seed: int = 0, workers: int = 2) -> None:
     """Make a cohort of warped MNI152 brains in the OASIS layout: something to work on when there are no data.
@@ -54,9 +52,9 @@ def train_vqvae(
     data: Path,
     out: Path,
     recipe: str = "default128",
-    image_size: OptionalInt = None,
-    epochs: OptionalInt = None,
-    batch_size: OptionalInt = None,
+    image_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     restart: bool = False,
 ) -> None:
@@ -108,9 +106,9 @@ def train_prior(
     vqvae: Path,
     out: Path,
     recipe: str | None = None,
-    epochs: OptionalInt = None,
-    batch_size: OptionalInt = None,
-    num_slices: OptionalInt = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    num_slices: int | None = None,
     seed: int = 0,
     restart: bool = False,
 ) -> None:
@@ -173,9 +171,9 @@ def generate(
     out: Path,
     num: Annotated[int, arg(aliases=["-n"])] = 16,
     seed: int = 0,
-    slice_index: OptionalInt = None,
+    slice_index: int | None = None,
     temperature: float = 1.0,
-    top_k: OptionalInt = None,
+    top_k: int | None = None,
     top_p: float | None = None,
 ) -> None:
     """Draw new brains: grid.png, sample_00.png and so on, codes.npz and provenance.json.
@@ -232,13 +230,13 @@ def evaluate(model: tyro.conf.Positional[Path], data: Path) -> None:
     from oasis_vq import evaluation, folders, slices
     from oasis_vq.config import write_json
 
-    folder, index = model, slices.find_slices(data)
-    if folders.read_record(folder)["model"] == "VQVAE":
-        report = evaluation.evaluate_reconstruction(folders.load_vqvae(folder), index.test, train=index.train)
+    index = slices.find_slices(data)
+    if folders.read_record(model)["model"] == "VQVAE":
+        report = evaluation.evaluate_reconstruction(folders.load_vqvae(model), index.test, train=index.train)
     else:
-        prior = folders.load_prior(folder)
-        report = evaluation.evaluate_prior(prior, folders.load_vqvae(folders.vqvae_folder(folder)), index)
-    file = folder / "metrics.json"
+        prior = folders.load_prior(model)
+        report = evaluation.evaluate_prior(prior, folders.load_vqvae(folders.vqvae_folder(model)), index)
+    file = model / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     write_json(file, {**known, **report})
     print(evaluation.table(report))
