@@ -71,8 +71,8 @@ def read_record(folder: str | Path) -> dict:
     try:
         record = json.loads(file.read_text())
         _CONFIGS[record["model"]].from_dict(record["config"])
-        if record["model"] == "PixelCNN":
-            Path(record["vqvae"]["folder"]), str(record["vqvae"]["sha256"])
+        if record["model"] == "PixelCNN" and not {"folder", "sha256"} <= set(record["vqvae"]):
+            raise ValueError("a prior names its VQ-VAE's folder and sha256")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not the configuration of a model ({error}). Train the model again.") from error
     return record

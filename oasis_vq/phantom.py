@@ -27,7 +27,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from oasis_vq.config import Paths, profile, write_whole
+from oasis_vq.config import Paths, profile, write_json, write_whole
 
 if TYPE_CHECKING:
     from oasis_vq.slices import SliceIndex
@@ -337,7 +337,7 @@ def make_cohort(
             shutil.rmtree(partial)
         for split in splits:
             (partial / f"keras_png_slices_{split}").mkdir(parents=True)
-        write_whole(partial / "cohort.json", json.dumps(parameters, indent=2).encode() + b"\n")
+        write_json(partial / "cohort.json", parameters)
     for leftover in partial.glob("*/.*.partial"):
         leftover.unlink()
 
