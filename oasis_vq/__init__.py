@@ -9,9 +9,13 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "config": ["Paths", "PriorConfig", "VQVAEConfig", "profile", "setup"],
+    "config": ["Augmentation", "Paths", "PriorConfig", "VQVAEConfig", "profile", "setup"],
     "recipes": ["Recipe", "recipe", "recipe_names"],
-    "slices": ["SliceIndex", "Slices", "find_slices", "load_images", "make_dataset"],
+    "slices": ["SliceIndex", "Slices", "find_slices"],
+    "streams": ["cached_images", "load_images", "make_dataset"],
+    "guard": ["check_folder"],
+    "volumes": ["SliceGeometry"],
+    "ingest": ["prepare"],
     "phantom": ["find_or_make_slices", "make_cohort"],
     "quantizer": ["EMAVectorQuantizer", "VectorQuantizer"],
     "vqvae": ["VQVAE"],

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from oasis_vq.config import write_whole
-from oasis_vq.slices import SPLITS, SliceIndex, Slices, make_dataset
+from oasis_vq.slices import SPLITS, SliceIndex, Slices
+from oasis_vq.streams import make_dataset
 from oasis_vq.vqvae import VQVAE
 
 
@@ -52,7 +53,7 @@ class Codes:
 
 def encode_slices(vqvae: VQVAE, slices: Slices, *, split: str = "") -> Codes:
     """Return the codes of all slices; they are streamed from disk, and only the codes stay in memory."""
-    dataset = make_dataset(slices, image_size=vqvae.config.image_size, batch_size=64)
+    dataset = make_dataset(slices, image_size=vqvae.config.image_size, fit=vqvae.config.fit, batch_size=64)
     batches = tqdm(dataset.as_numpy_iterator(), "encoding", len(dataset), unit="batch", leave=False)
     parts = [vqvae.encode(images) for images in batches]
     names = np.full(len(slices), split, dtype="U8")

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from oasis_vq.slices import SliceIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,13 +28,14 @@ class Config:
     def from_dict(cls, values: dict[str, Any]):
         """Return the configuration with these field values; the inverse of `to_dict`.
 
+        A field that is missing takes its default: a new field's default is what was done before there was one.
+
         Raises:
-            ValueError: if a field is unknown or missing.
+            ValueError: if a field is unknown.
         """
-        names = {item.name for item in dataclasses.fields(cls)}
-        if set(values) != names:
-            unknown, missing = sorted(set(values) - names), sorted(names - set(values))
-            raise ValueError(f"{cls.__name__} does not fit: unknown fields {unknown}, missing fields {missing}.")
+        unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"{cls.__name__} does not fit: unknown fields {unknown}.")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def differences(self, other: "Config") -> str:
@@ -45,13 +49,32 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEConfig(Config):
+class Augmentation(Config):
+    """Changes to the training slices; what is random about them is drawn anew in each epoch."""
+
+    upside_down_copies: bool = False
+    """Whether each slice is there a second time, upside down: twice the steps an epoch."""
+    flip_left_right: bool = False
+    """Whether half of the slices, drawn at random, are mirrored."""
+    max_shift: int = 0
+    """Largest random shift along each axis in pixels; black comes in."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether any change is asked for."""
+        return bool(self.upside_down_copies or self.flip_left_right or self.max_shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(Augmentation):
     """Everything that decides how a VQ-VAE is built and trained."""
 
     recipe: str = ""
     """Name of the recipe this came from; a prior takes the same one by default."""
     image_size: int = 128
     """Height and width of the images in pixels; a multiple of `downsampling`."""
+    fit: Literal["pad", "stretch"] = "pad"
+    """What becomes of a slice that is not square: black borders, or another shape."""
     downsampling: int = 8
     """Image pixels per code along each axis: 2, 4, 8 or 16; one strided convolution per factor of two."""
     width: int = 96
@@ -89,6 +112,8 @@ class VQVAEConfig(Config):
         )
         self._require(self.ssim_weight == 0 or self.image_size >= 11, "SSIM needs 11 pixels or more", self.image_size)
         self._require(self.quantizer in ("gradient", "ema"), "quantizer is 'gradient' or 'ema'", self.quantizer)
+        self._require(self.fit in ("pad", "stretch"), "fit is 'pad' or 'stretch'", self.fit)
+        self._require(0 <= self.max_shift < self.image_size, "max_shift is below image_size", self.max_shift)
         for name in ("width", "num_embeddings", "embedding_dim", "batch_size", "epochs"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
 
@@ -118,10 +143,14 @@ class PriorConfig(Config):
     """Rows and columns of the code grid."""
     num_embeddings: int = 512
     """Codes to choose from at each position, K."""
+    condition_on: tuple[Literal["slice_index", "label"], ...] = ("slice_index", "label")
+    """What the prior is told of a grid, where the data have it."""
+    first_slice: int = 0
+    """Number of the lowest slice position; taken from the data."""
     num_slices: int = 32
-    """Slice positions to condition on; 0 leaves the condition out."""
+    """Slice positions, from `first_slice` on; taken from the data, 0 if they are not conditioned on."""
     num_labels: int = 0
-    """Class labels to condition on; 0 leaves the condition out."""
+    """Class labels; taken from the data, 0 if there are none or they are not conditioned on."""
     condition_dropout: float = 0.1
     """Share of the training grids whose condition is hidden, so that the prior also works without one."""
     embedding_dim: int = 64
@@ -153,6 +182,8 @@ class PriorConfig(Config):
 
     def __post_init__(self):
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
+        names = ("slice_index", "label")
+        self._require(set(self.condition_on) <= set(names), f"condition_on is among {names}", self.condition_on)
         for name in ("first_kernel_size", "kernel_size"):
             self._require(getattr(self, name) % 2 == 1, f"{name} is odd", getattr(self, name))
         for name in ("num_embeddings", "num_channels", "embedding_dim", "batch_size", "epochs"):
@@ -161,6 +192,12 @@ class PriorConfig(Config):
     def matched_to(self, vqvae: VQVAEConfig) -> "PriorConfig":
         """Return this configuration with the code grid and the codebook size of a VQ-VAE."""
         return dataclasses.replace(self, grid_shape=vqvae.grid_shape, num_embeddings=vqvae.num_embeddings)
+
+    def conditioned_by(self, index: "SliceIndex") -> "PriorConfig":
+        """Return this configuration with the slice positions and labels that there are, of those in `condition_on`."""
+        first, last = index.slice_range if "slice_index" in self.condition_on else (0, -1)
+        num_labels = index.num_labels if "label" in self.condition_on else 0
+        return dataclasses.replace(self, first_slice=first, num_slices=last - first + 1, num_labels=num_labels)
 
     def quick(self) -> "PriorConfig":
         """Return a small version for a cohort of 24: 2 CPU minutes on a 16x16 grid."""
@@ -181,6 +218,8 @@ class Paths:
     """Folder with slices (`OASIS_VQ_DATA`), or None: a phantom cohort is made."""
     phantom: Path = field(default_factory=lambda: _path("OASIS_VQ_PHANTOM", ROOT / "data"))
     """Folder in which phantom cohorts are made (`OASIS_VQ_PHANTOM`)."""
+    cache: Path = field(default_factory=lambda: _path("OASIS_VQ_CACHE", ROOT / "data" / "cache"))
+    """Folder of decoded slices (`OASIS_VQ_CACHE`); it may be removed at any time."""
     models: Path = field(default_factory=lambda: _path("OASIS_VQ_MODELS", ROOT / "saved_models"))
     """Folder of the model folders (`OASIS_VQ_MODELS`)."""
     figures: Path = field(default_factory=lambda: _path("OASIS_VQ_FIGURES", ROOT / "build" / "figures"))
@@ -247,10 +286,21 @@ def _quiet_native_logs() -> Iterator[None]:
         os.close(nowhere)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that has its name only when all of it is there: a crash leaves the old file or none."""
+def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file that has its name only when all of it is there: a crash leaves the old file or none.
+
+    Args:
+        path: the file; its folder exists.
+        content: what it holds.
+        sync: whether to wait until it is on the disk, so that not even a power cut leaves half of it. Thousands of
+            files in a folder that is not complete yet do without, and `workers.finish` waits for all.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_bytes(content)
+    with temporary.open("wb") as file:
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

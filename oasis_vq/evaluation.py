@@ -7,10 +7,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from oasis_vq.codes import Codes, encode_slices
+from oasis_vq.guard import check_readable
 from oasis_vq.metrics import decibels, squared_errors, ssim_per_image
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.quantizer import perplexity
-from oasis_vq.slices import SliceIndex, Slices, check_readable, find_slices, make_dataset
+from oasis_vq.slices import SliceIndex, Slices, find_slices
+from oasis_vq.streams import make_dataset
 from oasis_vq.vqvae import VERB_BATCH_SIZE, VQVAE
 
 COURSEWORK_SSIM = 0.6
@@ -41,12 +43,12 @@ class _Scores:
         }
 
 
-def mean_slices(train: Slices, image_size: int) -> dict[int, np.ndarray]:
+def mean_slices(train: Slices, *, image_size: int, fit: str = "pad") -> dict[int, np.ndarray]:
     """Return the mean training image (size, size, 1) at each slice position, and over all of them under -1."""
     sums: dict[int, np.ndarray] = {}
     counts: dict[int, int] = {}
     start = 0
-    for images in make_dataset(train, image_size=image_size, batch_size=64).as_numpy_iterator():
+    for images in make_dataset(train, image_size=image_size, fit=fit, batch_size=64).as_numpy_iterator():
         for image, position in zip(images, train.slice[start : start + len(images)], strict=True):
             for key in (int(position), -1):
                 sums[key] = sums.get(key, 0.0) + image.astype(np.float64)
@@ -70,13 +72,12 @@ def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | Non
         `intervals`: for each score the 95 % bootstrap interval over subjects.
     """
     train = find_slices(slices.root).train if train is None else train
-    for part in (slices, train):
-        check_readable(part)
-    size = vqvae.config.image_size
-    means = mean_slices(train, size)
+    check_readable(slices, train)
+    reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
+    means = mean_slices(train, **reading)
     scores = {name: _Scores() for name in ("model", "black", "mean_slice")}
     codes, start = [], 0
-    dataset = make_dataset(slices, image_size=size, batch_size=64)
+    dataset = make_dataset(slices, **reading, batch_size=64)
     for images in tqdm(dataset.as_numpy_iterator(), "scoring", len(dataset), unit="batch", leave=False):
         codes.append(vqvae.encode(images))
         positions = slices.slice[start : start + len(images)]
@@ -121,8 +122,7 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
         `baselines`: bits per test code of `uniform` (log2 K), `unigram` (one histogram) and `per_position` (one
         histogram at each grid position), both of the training codes with add-one smoothing.
     """
-    for part in index.splits().values():
-        check_readable(part)
+    check_readable(*index.splits().values())
     codes = {split: encode_slices(vqvae, part) for split, part in index.splits().items()}
     chosen = np.random.default_rng(0).permutation(len(codes["train"]))[: len(codes["validate"])]
     report = {}

@@ -12,28 +12,20 @@ thread and rounds alike in any process, which keeps the bytes independent of the
 """
 
 import functools
-import json
-import multiprocessing
 import os
-import shutil
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from oasis_vq.config import Paths, profile, write_json, write_whole
-
-if TYPE_CHECKING:
-    from oasis_vq.slices import SliceIndex
+from oasis_vq.config import Paths, profile, write_whole
+from oasis_vq.slices import OASIS_SUBJECTS, SliceIndex, find_slices
+from oasis_vq.workers import finish, is_finished, run_tasks, start_or_continue
 
 FORMAT_VERSION = 1  # of the algorithm: raise it whenever the same seed gives other bytes
-OASIS_SPLIT = {"train": 302, "validate": 35, "test": 17}  # subjects in the OASIS PNG set
 FIELD_OF_VIEW = 256.0  # mm, the side of an image
 BRAIN_CENTRE = (18.0, -17.0, 0.0)  # mm (z, y, x) in MNI space; the middle of an image
 BRAIN_BOX = (208.0, 176.0)  # mm (y, x) around the centre: holds the largest deformed brain, the rest is not computed
@@ -238,45 +230,19 @@ def split_cases(num_subjects: int) -> dict[str, range]:
             f"A cohort needs at least 6 subjects (2 each to train, validate and test). Received: {num_subjects}. "
             "Ask for 6 or more."
         )
-    total = sum(OASIS_SPLIT.values())
-    num_validate, num_test = (max(2, round(num_subjects * OASIS_SPLIT[name] / total)) for name in ("validate", "test"))
+    total = sum(OASIS_SUBJECTS.values())
+    shares = (OASIS_SUBJECTS[name] / total for name in ("validate", "test"))
+    num_validate, num_test = (max(2, round(num_subjects * share)) for share in shares)
     num_train = num_subjects - num_validate - num_test
     ends = np.cumsum([num_train, num_validate, num_test]).tolist()
     return {
-        name: range(start + 1, end + 1) for name, start, end in zip(OASIS_SPLIT, [0, *ends[:-1]], ends, strict=True)
+        name: range(start + 1, end + 1) for name, start, end in zip(OASIS_SUBJECTS, [0, *ends[:-1]], ends, strict=True)
     }
 
 
 def _write_subject(paths: list[Path], seed: int, subject: int, image_size: int) -> None:
     for path, image in zip(paths, subject_slices(seed, subject, image_size, len(paths)), strict=True):
-        write_whole(path, iio.imwrite("<bytes>", image, extension=".png"))
-
-
-def _read_parameters(folder: Path) -> dict | None:
-    """Return what cohort.json says, or None where there is none to be read."""
-    try:
-        return json.loads((folder / "cohort.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-
-
-def _start_worker() -> None:
-    """Load the template, and end this process when its parent does: a killed parent would leave it waiting for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    load_template()
-
-
-def _write_all(tasks: list[tuple], num_workers: int) -> Iterator[None]:
-    """Write each subject of `tasks` (arguments of `_write_subject`); yield once for each that is done."""
-    if num_workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield _write_subject(*task)
-        return
-    # Spawned, since forking a process in which TensorFlow runs threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(tasks)), context, initializer=_start_worker) as pool:
-        yield from pool.map(_write_subject, *zip(*tasks, strict=True))
+        write_whole(path, iio.imwrite("<bytes>", image, extension=".png"), sync=False)
 
 
 def make_cohort(
@@ -320,26 +286,10 @@ def make_cohort(
         "num_slices": num_slices, "seed": seed,
     }  # fmt: skip
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found = _read_parameters(folder)
-        if found == parameters:
-            return folder
-        asked = json.dumps(parameters)
-        there = f"the cohort {json.dumps(found)}, not {asked}" if found else "files without cohort.json"
-        raise FileExistsError(
-            f"A phantom cohort is written to a new or empty folder. Received: {folder}, which holds {there}. "
-            "Name another folder, or remove this one."
-        )
-
-    partial = folder.with_name(folder.name + ".partial")
-    if _read_parameters(partial) != parameters:
-        if partial.exists():
-            shutil.rmtree(partial)
-        for split in splits:
-            (partial / f"keras_png_slices_{split}").mkdir(parents=True)
-        write_json(partial / "cohort.json", parameters)
-    for leftover in partial.glob("*/.*.partial"):
-        leftover.unlink()
+    if is_finished(folder, "A phantom cohort", "cohort.json", parameters):
+        return folder
+    parts = [f"keras_png_slices_{split}" for split in splits]
+    partial = start_or_continue(folder, "cohort.json", parameters, parts)
 
     tasks = []
     for split, cases in splits.items():
@@ -350,22 +300,18 @@ def make_cohort(
                 tasks.append((paths, seed, case - 1, image_size))
     with tqdm(desc="phantom cohort", unit="subject", total=num_subjects, disable=not progress) as bar:
         bar.update(num_subjects - len(tasks))
-        for _ in _write_all(tasks, num_workers):
+        for _ in run_tasks(_write_subject, tasks, min(num_workers, len(tasks)), warm_up=load_template):
             bar.update()
-    if folder.is_dir():  # empty: a rename wants it gone on Windows
-        folder.rmdir()
-    partial.replace(folder)
+    finish(partial, folder)
     return folder
 
 
-def find_or_make_slices(image_size: int) -> "SliceIndex":
+def find_or_make_slices(image_size: int) -> SliceIndex:
     """List the slices of the data folder that `OASIS_VQ_DATA` names; without one, of a phantom cohort made for it.
 
     Args:
         image_size: of the phantom slices, in pixels. The cohort has 24 subjects in the quick profile, 354 in the full.
     """
-    from oasis_vq.slices import find_slices  # here: it imports TensorFlow, which the workers do not need
-
     paths = Paths()
     if paths.data:
         return find_slices(paths.data)

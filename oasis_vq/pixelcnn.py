@@ -181,6 +181,11 @@ class PixelCNN(keras.Model):
         sizes = dict(zip(CONDITIONS, (self.config.num_slices, self.config.num_labels), strict=True))
         return {name: size for name, size in sizes.items() if size}
 
+    @property
+    def first_values(self) -> dict[str, int]:
+        """The lowest value of each condition, by name."""
+        return dict(zip(CONDITIONS, (self.config.first_slice, 0), strict=True))
+
     def get_config(self) -> dict:
         return {"config": self.config.to_dict()}
 
@@ -211,7 +216,8 @@ class PixelCNN(keras.Model):
             if training and self.config.condition_dropout:
                 hidden = keras.random.uniform((batch_size,), seed=self.hiding) < self.config.condition_dropout
                 values = tf.where(hidden, UNKNOWN, values)
-            total += self.condition_embeddings[name](tf.where(values < 0, size, values))
+            places = values - self.first_values[name]
+            total += self.condition_embeddings[name](tf.where(values == UNKNOWN, size, places))
         return total[:, None, None, :]
 
     def network(
@@ -284,9 +290,10 @@ class PixelCNN(keras.Model):
         checked = {}
         for name, values in given.items():
             values = np.broadcast_to(np.asarray(UNKNOWN if values is None else values, np.int32), (size,))
-            count = self.condition_sizes.get(name, 0)
-            if size and (values.min() < UNKNOWN or values.max() >= count):
-                known = f"in [0, {count}), or -1 for unknown" if count else "no condition of this prior: leave it out"
+            count, first = self.condition_sizes.get(name, 0), self.first_values[name]
+            if not ((values == UNKNOWN) | (values >= first) & (values < first + count)).all():
+                known = f"in [{first}, {first + count}), or -1 for unknown"
+                known = known if count else "no condition of this prior: leave it out"
                 raise ValueError(f"{name} is {known}. Received: {np.unique(values).tolist()}.")
             checked[name] = values
         return checked

@@ -4,6 +4,7 @@ Brains are gray with 0 black and 1 white, without interpolation. Codes are names
 drawn at random from a fixed seed, so neighbouring numbers need not look alike.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
 
-from oasis_vq.config import Paths
+from oasis_vq.config import Paths, write_whole
 
 GRAY = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
 PANEL = 1.6
@@ -177,8 +178,11 @@ def save_figure(figure: Figure, name: str, *, folder: str | Path | None = None) 
     """
     folder = Path(folder) if folder is not None else Paths().figures
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    formats = {"png": {"dpi": 150, "metadata": {"Software": None}}, "pdf": {"metadata": {"CreationDate": None}}}
+    for suffix, options in formats.items():
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, **options)
+        write_whole(folder / f"{name}.{suffix}", content.getvalue())
 
 
 def _grid(rows: int, columns: int, *, title: str | None = None, titled: bool = False, margin: float = 0.0):

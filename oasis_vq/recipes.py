@@ -58,7 +58,7 @@ _RECIPES = {
                 quantizer="gradient", ssim_weight=0.0, cosine_decay=False, batch_size=128, epochs=30,
             ),
             PriorConfig(
-                num_slices=0, embedding_dim=64, num_channels=128, first_kernel_size=7, kernel_size=3,
+                condition_on=(), num_slices=0, embedding_dim=64, num_channels=128, first_kernel_size=7, kernel_size=3,
                 num_residual_blocks=2, num_head_layers=2, dropout=0.0, learned_position=False, learning_rate=3e-4,
                 cosine_decay=False, batch_size=128, epochs=30,
             ),

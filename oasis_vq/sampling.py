@@ -121,12 +121,12 @@ def sample_conditions(prior: PixelCNN, n: int, *, seed: int = 0, **given) -> dic
     conditions = prior.checked_conditions(n, **given)
     for stream, (name, size) in enumerate(prior.condition_sizes.items()):
         if given[name] is None:
-            source = _seed(seed, CONDITION_STREAM - stream)
+            source, first = _seed(seed, CONDITION_STREAM - stream), prior.first_values[name]
             drawn = [
                 tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(source, i), 0, size, tf.int32)
                 for i in range(n)
             ]
-            conditions[name] = np.array(drawn, np.int32)
+            conditions[name] = first + np.array(drawn, np.int32)
     return conditions
 
 

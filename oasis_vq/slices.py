@@ -1,23 +1,60 @@
-"""Slices on disk in the OASIS layout, and the tf.data streams made of them.
+"""Slices on disk: the two layouts, whose slices they are, and which split they belong to.
 
-Layout: `keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png`; a subject is in exactly one split.
+OASIS: `keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png`.
+ADNI: `{train,test}/{AD,NC}/<id>_<slice>.jpeg`; validation is cut from train, by id.
 """
 
+import csv
 import hashlib
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
 
 SPLITS = ("train", "validate", "test")
-_NAME = re.compile(r"case_(\d+)_slice_(\d+)(\.nii)?\.png")
+LABELS = ("NC", "AD")
+"""Classes of the ADNI layout: normal control is label 0, Alzheimer's disease 1."""
+OASIS_SUBJECTS = {"train": 302, "validate": 35, "test": 17}
+"""Subjects in the OASIS PNG set."""
+UNKNOWN = -1
+"""The label of a slice whose class is not known."""
+VALIDATE_SHARE = 0.1
+"""Share of the training subjects of each class that the ADNI layout gives to validation."""
+_OASIS_NAME = re.compile(r"case_(\d+)_slice_(\d+)(\.nii)?\.png")
+_ADNI_NAME = re.compile(r"(\w+)_(\d+)\.(jpe?g|png)", re.IGNORECASE)
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff"}
-_EXAMPLE = "keras_png_slices_train/case_001_slice_0.nii.png"
+_EXPECTED = "keras_png_slices_train/case_001_slice_0.nii.png, or train/AD/1001_80.jpeg, and the like"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to say of a data folder.
+
+    Attributes:
+        kind: a word or two: "leak", "unreadable" and so on.
+        is_error: whether the data cannot be used as they are; otherwise it is a note.
+        text: what is the matter.
+        remedy: what to do.
+        paths: the files or folders it is about.
+    """
+
+    kind: str
+    is_error: bool
+    text: str
+    remedy: str
+    paths: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.told(most=3)
+
+    def told(self, *, most: int) -> str:
+        """Return the finding in one line that names at most so many files."""
+        files = ", ".join(self.paths[:most])
+        more = f" and {len(self.paths) - most} more" if len(self.paths) > most else ""
+        return f"{files}{more}{': ' if files else ''}{self.text}. {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -28,8 +65,8 @@ class Slices:
         root: the data folder.
         path: (n,) str, the files.
         subject: (n,) str, who is shown.
-        slice: (n,) int32, position from inferior (0) to superior.
-        label: (n,) int32, class, -1 where unknown.
+        slice: (n,) int32, the number in the file's name: position from inferior to superior.
+        label: (n,) int32, place of the class in `LABELS`, -1 where unknown.
     """
 
     root: Path
@@ -50,10 +87,20 @@ class Slices:
         """How many subjects there are."""
         return len(np.unique(self.subject))
 
-    def fingerprint(self) -> str:
-        """Return a hash of the files' names and sizes, wherever the data folder is; no file is read."""
-        files = (f"{Path(path).name} {Path(path).stat().st_size}" for path in self.path)
-        return hashlib.sha256("\n".join(files).encode()).hexdigest()
+    def fingerprint(self, *, modified: bool = False) -> str:
+        """Return a hash of the files' names, sizes and labels, wherever the data folder is; no file is read.
+
+        Args:
+            modified: whether the times of the last changes count too: for what must not outlive a change.
+        """
+        lines = []
+        for path, label in zip(self.path, self.label.tolist(), strict=True):
+            found = Path(path).stat()
+            parts = [Path(path).name, found.st_size]
+            parts += [label] if label != UNKNOWN else []
+            parts += [found.st_mtime_ns] if modified else []
+            lines.append(" ".join(map(str, parts)))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -73,137 +120,141 @@ class SliceIndex:
         """Return the three splits by name."""
         return {split: getattr(self, split) for split in SPLITS}
 
+    @property
+    def slice_range(self) -> tuple[int, int]:
+        """The lowest and the highest slice number of all splits."""
+        numbers = np.concatenate([part.slice for part in self.splits().values()])
+        return int(numbers.min()), int(numbers.max())
 
-def find_slices(folder: str | Path) -> SliceIndex:
+    @property
+    def num_labels(self) -> int:
+        """How many classes there are; 0 if none is known."""
+        return max(int(part.label.max(initial=UNKNOWN)) for part in self.splits().values()) + 1
+
+
+def find_slices(folder: str | Path, *, limit_train: int | None = None, seed: int = 0) -> SliceIndex:
     """List the slices of a data folder, sorted by subject and slice position; nothing is decoded.
 
+    Args:
+        folder: a folder in one of the two layouts, or one that holds such a folder.
+        limit_train: if given, at most so many training subjects; with a larger number these are among them.
+        seed: of that choice, and of the subjects that the ADNI layout gives to validation.
+
     Raises:
-        FileNotFoundError: if a split's folder is missing or has no slices.
+        FileNotFoundError: if there are no slices for a split.
         ValueError: if a file is named outside the layout, or a subject is in two splits.
     """
-    root = Path(folder)
-    index = SliceIndex(root, *(_find_split(root, split) for split in SPLITS))
-    split_of: dict[str, str] = {}
-    for split, part in index.splits().items():
-        for subject in np.unique(part.subject):
-            if subject in split_of:
-                raise ValueError(
-                    f"Subject {subject} is in {split_of[subject]} and in {split} of {root}. A subject belongs to "
-                    "exactly one split: move all of its slices to one of the two folders."
-                )
-            split_of[str(subject)] = split
-    return index
+    index, findings = scan(folder, seed=seed)
+    for finding in findings:
+        if finding.is_error:
+            raise (FileNotFoundError if finding.kind == "nothing found" else ValueError)(str(finding))
+    if limit_train is None:
+        return index
+    if limit_train < 1:
+        raise ValueError(f"limit_train is at least 1. Received: {limit_train}.")
+    chosen = ranked(np.unique(index.train.subject), seed)[:limit_train]
+    return replace(index, train=index.train[np.isin(index.train.subject, chosen)])
 
 
-def _find_split(root: Path, split: str) -> Slices:
-    folder = root / f"keras_png_slices_{split}"
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+def ranked(subjects: Iterable[str], seed: int) -> list[str]:
+    """Return subjects in a random order in which two of them never change places when others come or go."""
+    return sorted(map(str, subjects), key=lambda subject: hashlib.sha256(f"{seed} {subject}".encode()).digest())
+
+
+class _Row(NamedTuple):
+    split: str
+    subject: str
+    slice: int
+    label: int
+    path: str
+
+
+def scan(folder: str | Path, *, seed: int = 0) -> tuple[SliceIndex, list[Finding]]:
+    """Return the slices of a data folder, and the faults in their names and places; `find_slices` raises those."""
+    root, folders, findings = _layout(Path(folder))
     rows = []
-    for file in files:
-        if file.name.startswith(".") or file.suffix.lower() not in _IMAGE_SUFFIXES:
-            continue
-        match = _NAME.fullmatch(file.name)
-        if not match:
-            raise ValueError(
-                f"{file} is named outside the layout. Expected a name like case_001_slice_0.nii.png: "
-                "rename it or move it away."
-            )
-        rows.append((match[1], int(match[2]), str(file)))
-    if not rows:
-        raise FileNotFoundError(
-            f"No PNG slices in {folder}. Expected {_EXAMPLE} and the like in {root} (README, 'Data'), "
-            "or run: python -m oasis_vq phantom --out data/phantom256"
-        )
-    subjects, positions, paths = zip(*sorted(rows), strict=True)
+    for place, (split, label) in folders.items():
+        for file in sorted(place.iterdir()) if place.is_dir() else ():
+            if file.name.startswith(".") or file.suffix.lower() not in _IMAGE_SUFFIXES:
+                continue
+            match = (_OASIS_NAME if label == UNKNOWN else _ADNI_NAME).fullmatch(file.name)
+            if match:
+                rows.append(_Row(split, match[1], int(match[2]), label, str(file)))
+            else:
+                example = "case_001_slice_0.nii.png" if label == UNKNOWN else "1001_80.jpeg"
+                text = f"it is named outside the layout. Expected a name like {example}"
+                findings.append(Finding("name", True, text, "Rename it or move it away.", (str(file),)))
+    if any(label != UNKNOWN for _, label in folders.values()):
+        rows = _with_validation(_with_people(rows, root), seed)
+    findings += [*_missing(folders, rows), *_leaks(rows)]
+    return SliceIndex(root, *(_table(root, [row for row in rows if row.split == split]) for split in SPLITS)), findings
+
+
+def _layout(folder: Path) -> tuple[Path, dict[Path, tuple[str, int]], list[Finding]]:
+    """Return where the layout begins, in the folder or one deeper, and the split and label of its subfolders."""
+    found = {}
+    for root in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
+        oasis = {root / f"keras_png_slices_{split}": (split, UNKNOWN) for split in SPLITS}
+        adni = {root / split / name: (split, LABELS.index(name)) for split in ("train", "test") for name in LABELS}
+        for folders in (adni, oasis):
+            if any(place.is_dir() for place in folders):
+                found[root] = folders
+        if folder in found:
+            break
+    if len(found) == 1:
+        return *found.popitem(), []
+    expected = f"Expected {_EXPECTED} (README, 'Data'), or run: python -m oasis_vq phantom --out data/phantom256"
+    text = f"{' and '.join(map(str, found))} both hold slices" if found else f"No PNG slices in {folder}"
+    return folder, {}, [Finding("nothing found", True, text, "Name one of them." if found else expected)]
+
+
+def _with_people(rows: list[_Row], root: Path) -> list[_Row]:
+    """Return the rows with people for image ids, if the folder has ADNI's table of both (see data/README.md)."""
+    people = {}
+    for file in sorted(root.glob("*.csv")):
+        with file.open(newline="", encoding="utf-8-sig") as table:
+            for row in csv.DictReader(table):
+                if row.get("Image Data ID") and row.get("Subject"):
+                    people[row["Image Data ID"].strip().lstrip("I")] = row["Subject"].strip()
+    return [row._replace(subject=people.get(row.subject.lstrip("I"), row.subject)) for row in rows]
+
+
+def _with_validation(rows: list[_Row], seed: int) -> list[_Row]:
+    """Return the rows with a share of the training subjects of each class given to validation."""
+    label_of = {row.subject: row.label for row in rows if row.split == "train"}
+    chosen: set[str] = set()
+    for label in sorted(set(label_of.values())):
+        subjects = ranked((subject for subject in label_of if label_of[subject] == label), seed)
+        chosen |= set(subjects[: max(1, round(VALIDATE_SHARE * len(subjects)))] if len(subjects) > 1 else ())
+    return [row._replace(split="validate") if row.split == "train" and row.subject in chosen else row for row in rows]
+
+
+def _missing(folders: dict[Path, tuple[str, int]], rows: list[_Row]) -> Iterator[Finding]:
+    for split in SPLITS if folders else ():
+        if all(row.split != split for row in rows):
+            # Validation has no folder of its own in the ADNI layout: it is cut from the subjects to train on.
+            places = [str(place) for place, (of, _) in folders.items() if of == split] or ["the folders of train"]
+            text = f"No slices to {split} in {' and '.join(places)}"
+            yield Finding("nothing found", True, text, f"Expected {_EXPECTED} (README, 'Data').")
+
+
+def _leaks(rows: list[_Row]) -> Iterator[Finding]:
+    splits: dict[str, dict[str, str]] = {}
+    for row in rows:
+        splits.setdefault(row.subject, {}).setdefault(row.split, row.path)
+    for subject, files in splits.items():
+        if len(files) > 1:
+            text = f"Subject {subject} is in {' and in '.join(files)}"
+            remedy = "A subject belongs to exactly one split: move all of its slices to one of the folders."
+            yield Finding("leak", True, text, remedy, tuple(files.values()))
+
+
+def _table(root: Path, rows: list[_Row]) -> Slices:
+    rows = sorted(rows, key=lambda row: (row.subject, row.slice, row.path))
     return Slices(
         root,
-        np.array(paths),
-        np.array(subjects),
-        np.array(positions, dtype=np.int32),
-        np.full(len(paths), -1, dtype=np.int32),
+        np.array([row.path for row in rows], dtype=str),
+        np.array([row.subject for row in rows], dtype=str),
+        np.array([row.slice for row in rows], dtype=np.int32),
+        np.array([row.label for row in rows], dtype=np.int32),
     )
-
-
-def check_readable(slices: Slices) -> None:
-    """Decode every slice once, as training will, so that a bad file is named before a long job starts.
-
-    Takes a few seconds for thousands.
-
-    Raises:
-        ValueError: naming the first file that is not a readable, square PNG.
-    """
-
-    def fault(path: str) -> str | None:
-        try:
-            height, width, _ = tf.io.decode_png(tf.io.read_file(path), channels=1).shape
-        except tf.errors.OpError as error:
-            return f"it cannot be decoded ({error.message.splitlines()[0]})"
-        return None if height == width else f"it is {height} by {width} pixels"
-
-    with ThreadPoolExecutor() as pool:
-        faults = pool.map(fault, slices.path)
-        for path, text in zip(slices.path, tqdm(faults, "checking", len(slices), leave=False), strict=True):
-            if text:
-                raise ValueError(f"{path}: {text}. Expected a square 8-bit grey PNG: replace the file or remove it.")
-
-
-def epoch_orders(num_items: int, *, seed: int = 0, first_epoch: int = 0) -> tf.data.Dataset:
-    """Return a dataset of all indices below `num_items`; each pass over it gives the next epoch's order.
-
-    The order is a function of (seed, epoch) alone: a run resumed at epoch k sees what it would have seen.
-    """
-    epoch = first_epoch
-
-    def order() -> Iterator[np.ndarray]:
-        nonlocal epoch
-        shuffled = np.random.default_rng([seed, epoch]).permutation(num_items)
-        epoch += 1
-        yield shuffled
-
-    orders = tf.data.Dataset.from_generator(order, output_signature=tf.TensorSpec((num_items,), tf.int64))
-    indices = orders.flat_map(tf.data.Dataset.from_tensor_slices)
-    return indices.apply(tf.data.experimental.assert_cardinality(num_items))
-
-
-def make_dataset(
-    slices: Slices, *, image_size: int, batch_size: int = 32, shuffle: bool = False, seed: int = 0, first_epoch: int = 0
-) -> tf.data.Dataset:
-    """Stream slices from disk in batches; never more than a few batches are in memory.
-
-    Args:
-        slices: what to read.
-        image_size: height and width of the images; files of another size are resized by area.
-        batch_size: images per batch; the last batch of a pass may be smaller.
-        shuffle: whether every pass has another order, a function of (seed, epoch).
-        seed: seed of the order.
-        first_epoch: epoch of the first pass.
-
-    Returns:
-        Dataset of (batch, image_size, image_size, 1), float32 in [0, 1].
-    """
-    paths = tf.constant(slices.path)
-    if shuffle:
-        indices = epoch_orders(len(slices), seed=seed, first_epoch=first_epoch)
-    else:
-        indices = tf.data.Dataset.range(len(slices))
-
-    def read(index: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_png(tf.io.read_file(paths[index]), channels=1)  # (height, width, 1) uint8
-        image = tf.cast(image, tf.float32) / 255.0
-        image = tf.cond(
-            tf.reduce_all(tf.shape(image)[:2] == image_size),
-            lambda: image,
-            lambda: tf.image.resize(image, (image_size, image_size), method="area"),
-        )
-        return tf.ensure_shape(image, (image_size, image_size, 1))
-
-    return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
-
-
-def load_images(slices: Slices, *, image_size: int) -> np.ndarray:
-    """Read a few slices into memory.
-
-    Returns:
-        (n, image_size, image_size, 1), float32 in [0, 1].
-    """
-    return np.concatenate(list(make_dataset(slices, image_size=image_size).as_numpy_iterator()))

@@ -19,8 +19,10 @@ from tqdm import tqdm
 from oasis_vq.codes import Codes, encode_slices
 from oasis_vq.config import PriorConfig, VQVAEConfig, write_json, write_whole
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
+from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import BitsPerCode, PixelCNN
-from oasis_vq.slices import SliceIndex, Slices, check_readable, epoch_orders, make_dataset
+from oasis_vq.slices import SliceIndex, Slices
+from oasis_vq.streams import epoch_orders, make_dataset
 from oasis_vq.vqvae import VQVAE
 
 
@@ -31,6 +33,7 @@ def fit_or_load(
     *,
     vqvae: VQVAE | None = None,
     restart: bool = False,
+    cache: bool = False,
 ) -> VQVAE | PixelCNN:
     """Load the model of this name if it has been trained with this configuration, else train it.
 
@@ -38,14 +41,18 @@ def fit_or_load(
 
     Args:
         name: of a folder in `Paths.models`, or a path.
-        config: what to train.
+        config: what to train; a prior's slice positions and labels are set to those of the data.
         index: the slices; train is trained on, validate is scored after every epoch, test is left alone.
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
+        cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
 
     Raises:
-        ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named.
+        ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
+            data guard finds an error.
     """
+    if isinstance(config, PriorConfig):
+        config = config.conditioned_by(index)
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
     record = new_record(config, index, folder, vqvae)
@@ -55,10 +62,10 @@ def fit_or_load(
     if in_use(folder) and not restart:
         return load_model(folder, record["model"])
 
-    for part in (index.train, index.validate):
-        check_readable(part)
+    for note in checked(index):
+        print(f"note: {note}")
     keras.utils.set_random_seed(config.seed)
-    training = _train_vqvae(config, index) if vqvae is None else _train_prior(config, index, vqvae)
+    training = _train_vqvae(config, index, cache=cache) if vqvae is None else _train_prior(config, index, vqvae)
     if restart:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
@@ -81,18 +88,18 @@ class _Training:
     num_items: int
 
 
-def _train_vqvae(config: VQVAEConfig, index: SliceIndex) -> _Training:
+def _train_vqvae(config: VQVAEConfig, index: SliceIndex, *, cache: bool) -> _Training:
     def images(part: Slices, **options) -> tf.data.Dataset:
-        return make_dataset(part, image_size=config.image_size, batch_size=config.batch_size, **options)
+        reading = {"image_size": config.image_size, "fit": config.fit, "cache": cache}
+        return make_dataset(part, **reading, batch_size=config.batch_size, **options)
 
+    num_items = len(index.train) * (2 if config.upside_down_copies else 1)
     vqvae = VQVAE(config)
     vqvae.adapt(images(index.train))
-    vqvae.compile(optimizer=_adam(config, len(index.train)))
+    vqvae.compile(optimizer=_adam(config, num_items))
+    order = {"shuffle": True, "seed": config.seed, "augmentation": config}
     return _Training(
-        vqvae,
-        lambda epoch: images(index.train, shuffle=True, seed=config.seed, first_epoch=epoch),
-        images(index.validate),
-        len(index.train),
+        vqvae, lambda epoch: images(index.train, first_epoch=epoch, **order), images(index.validate), num_items
     )
 
 
@@ -108,12 +115,6 @@ def _train_prior(config: PriorConfig, index: SliceIndex, vqvae: VQVAE) -> _Train
 
         return rows.batch(config.batch_size).map(batch).prefetch(tf.data.AUTOTUNE)
 
-    for part in (index.train, index.validate):
-        if config.num_slices and part.slice.max() >= config.num_slices:
-            path = part.path[part.slice.argmax()]
-            raise ValueError(
-                f"{path} is beyond the {config.num_slices} slice positions: use num_slices (--num-slices)."
-            )
     train, validate = (encode_slices(vqvae, part) for part in (index.train, index.validate))
     prior.compile(
         optimizer=_adam(config, len(train)),

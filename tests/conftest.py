@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import imageio.v3 as iio
 import pytest
 
 from oasis_vq.config import PriorConfig, VQVAEConfig, start_tensorflow
@@ -43,6 +44,11 @@ def index(cohort) -> ovq.SliceIndex:
     return ovq.find_slices(cohort)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder_of_its_own(tmp_path_factory):
+    os.environ["OASIS_VQ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
     """A folder for the trained models of this session."""
@@ -57,6 +63,24 @@ def vqvae(models, index) -> ovq.VQVAE:
 @pytest.fixture(scope="session")
 def prior(models, index, vqvae) -> ovq.PixelCNN:
     return ovq.fit_or_load(models / "small-prior", PRIOR_CONFIG, index, vqvae=vqvae)
+
+
+@pytest.fixture(scope="session")
+def adni(tmp_path_factory) -> Path:
+    """A folder in the ADNI layout, 60 wide and 48 high: 20 images to train on and 8 to test, half of them AD.
+
+    Slices are numbered from 78 on, as there.
+    """
+    from oasis_vq.phantom import subject_slices
+
+    folder = tmp_path_factory.mktemp("data") / "AD_NC"
+    for number in range(28):
+        split, label = "train" if number < 20 else "test", "NC" if number % 2 else "AD"
+        place = folder / split / label
+        place.mkdir(parents=True, exist_ok=True)
+        for position, image in enumerate(subject_slices(1, number, 60, 3)):
+            iio.imwrite(place / f"{200_000 + 7 * number}_{78 + position}.jpeg", image[6:54])
+    return folder
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import imageio.v3 as iio
+import nibabel as nib
 import numpy as np
 import pytest
 
+import oasis_vq as ovq
 from oasis_vq.__main__ import COMMANDS, main
 
 
@@ -103,5 +105,87 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, copied, models, prio
     assert "whose codes the prior" in fails(capsys, "evaluate", alone, "--data", copied)
     file.write_bytes(b"")
     file.rename(file.with_name("brain.png"))
-    assert "brain.png is named outside the layout" in fails(capsys, *train, "--data", copied)
+    assert "brain.png: it is named outside the layout" in fails(capsys, *train, "--data", copied)
     assert not out.exists() and not list(tmp_path.glob("*.partial"))
+
+
+def test_check_says_what_is_there_and_what_is_wrong(cohort, copied, capsys):
+    assert main(["check", str(cohort)]) == 0
+    said = capsys.readouterr().out
+    assert "train         48 files     6 subjects  slices 0-7" in said and "note   counts" in said
+    assert said.endswith("usable, 2 notes\n")
+    train = copied / "keras_png_slices_train"
+    (train / "case_002_slice_3.nii.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (train / "case_003_slice_1.nii.png").write_bytes(b"")
+    assert "cannot be used as it is: 2 errors above" in fails(capsys, "check", copied)
+    main(["check", str(copied)])
+    said = capsys.readouterr().out
+    assert "error  pointer" in said and "case_002_slice_3" in said and "git lfs pull" in said
+    assert "error  unreadable" in said and "case_003_slice_1" in said
+    assert "1 error above" in fails(capsys, "check", copied / "nothing")
+
+
+def test_training_goes_on_without_unreadable_slices_and_with_fewer_subjects_if_told(copied, tmp_path, capsys):
+    (copied / "keras_png_slices_train" / "case_003_slice_1.nii.png").write_bytes(b"")
+    words = ["train-vqvae", "--data", copied, "--recipe", "keras_io", "--image-size", 16, "--epochs", 1]
+    words = [str(word) for word in [*words, "--out", tmp_path / "v", "--limit-train", 4]]
+    while "case_003" not in " ".join(ovq.find_slices(copied, limit_train=int(words[-1])).train.path):
+        words[-1] = str(int(words[-1]) + 1)
+    assert "--skip-unreadable" in fails(capsys, *words)
+    assert main([*words, "--skip-unreadable"]) == 0
+    said = capsys.readouterr().out
+    assert "case_003_slice_1.nii.png cannot be decoded: left out" in said
+    record = json.loads((tmp_path / "v" / "config.json").read_text())
+    assert record["data"]["num_train"] == 8 * int(words[-1]) - 1
+
+
+def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
+    v, p, new = (str(tmp_path / name) for name in ("v", "v-prior", "new"))
+    data = ("--data", str(adni))
+    for words in (
+        ("check", data[1]),
+        ("train-vqvae", *data, "--recipe", "default128", "--image-size", "32", "--epochs", "1", "--out", v,
+         "--fit", "stretch", "--flip-left-right", "--max-shift", "2", "--upside-down-copies", "--cache"),
+        ("train-prior", *data, "--vqvae", v, "--epochs", "1", "--out", p),
+        ("evaluate", v, *data, "--limit-train", "5"),
+        ("generate", "--prior", p, "-n", "2", "--label", "AD", "--slice-index", "79", "--out", new),
+    ):  # fmt: skip
+        assert main(list(words)) == 0, capsys.readouterr().err
+    config = json.loads((tmp_path / "v" / "config.json").read_text())["config"]
+    assert (config["fit"], config["max_shift"], config["upside_down_copies"]) == ("stretch", 2, True)
+    config = json.loads((tmp_path / "v-prior" / "config.json").read_text())["config"]
+    assert (config["first_slice"], config["num_slices"], config["num_labels"]) == (78, 3, 2)
+    with np.load(tmp_path / "new" / "codes.npz") as codes:
+        assert codes["label"].tolist() == [1, 1] and codes["slice_index"].tolist() == [79, 79]
+    assert json.loads((tmp_path / "new" / "provenance.json").read_text())["label"] == 1
+    words = ("train-prior", *data, "--vqvae", v, "--epochs", "1", "--out", f"{p}2", "--condition-on", "slice_index")
+    assert main(list(words)) == 0
+    capsys.readouterr()
+    told = fails(capsys, "generate", "--prior", f"{p}2", "--label", "AD", "--out", new)
+    assert "label is no condition of this prior" in told
+
+
+def test_download_wants_the_terms_accepted(tmp_path, capsys):
+    done = run("download", "oasis1", "--out", tmp_path / "discs", "--discs", 1)
+    assert done.returncode == 1 and "Marcus" in done.stdout and "--accept-terms" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "discs").exists()
+    assert "1 to 12" in fails(
+        capsys, "download", "oasis1", "--accept-terms", "--out", tmp_path / "discs", "--discs", 13
+    )
+
+
+def test_prepare_makes_what_check_finds_usable(tmp_path, capsys):
+    (tmp_path / "volumes").mkdir()
+    generator = np.random.default_rng(0)
+    distance = np.sqrt(sum((axis / 30) ** 2 for axis in np.ogrid[-40:40, -40:40, -40:40]))
+    for number in range(4):
+        volume = np.where(distance < 0.9, 100 + 20 * generator.standard_normal((80, 80, 80)), 0)
+        file = tmp_path / "volumes" / f"sub-{number:02d}_T1w.nii.gz"
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([2, 2, 2, 1])), file)
+    words = ["prepare", tmp_path / "volumes", "--out", tmp_path / "slices", "--image-size", 64, "--num-slices", 3]
+    assert main([str(word) for word in words]) == 0
+    assert "12 slices" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "slices")]) == 0
+    index = ovq.find_slices(tmp_path / "slices")
+    assert [len(part) for part in index.splits().values()] == [6, 3, 3] and (tmp_path / "slices/manifest.csv").exists()
+    assert "No volumes in" in fails(capsys, "prepare", tmp_path / "slices", "--out", tmp_path / "other")

@@ -42,7 +42,7 @@ def test_slices_without_brain_count_for_ssim_only(images):
 
 
 def test_mean_slices_are_means_by_position(index):
-    means = mean_slices(index.train, 32)
+    means = mean_slices(index.train, image_size=32)
     images = ovq.load_images(index.train, image_size=32)
     np.testing.assert_allclose(means[5], images[index.train.slice == 5].mean(0), atol=1e-6)
     np.testing.assert_allclose(means[-1], images.mean(0), atol=1e-6)

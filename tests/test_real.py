@@ -1,12 +1,16 @@
 """Real slices, where there are any (OASIS_VQ_REAL_DATA), and the sizes of real work."""
 
+import contextlib
 import dataclasses
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import oasis_vq as ovq
-from oasis_vq.slices import check_readable
+from oasis_vq.guard import check_readable
 
 
 def test_real_slices_are_found_and_readable(real_data):
@@ -27,9 +31,43 @@ def test_a_few_epochs_on_real_brains_beat_the_baselines(real_data, tmp_path):
     assert report["codebook_usage"] > 0.5
 
 
-@pytest.mark.slow
-def test_a_cohort_of_the_size_of_oasis_takes_minutes(tmp_path):
+@pytest.fixture(scope="module")
+def large_cohort(tmp_path_factory):
+    """The folder of 354 subjects at 256x256, as many as OASIS has, and the seconds they took."""
     start = time.monotonic()
-    index = ovq.find_slices(ovq.make_cohort(tmp_path / "cohort"))
-    assert time.monotonic() - start < 360
-    assert [len(part) for part in index.splits().values()] == [9664, 1120, 544]
+    folder = ovq.make_cohort(tmp_path_factory.mktemp("large") / "cohort")
+    return folder, time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_a_cohort_of_the_size_of_oasis_takes_minutes(large_cohort):
+    folder, seconds = large_cohort
+    assert seconds < 360
+    assert [len(part) for part in ovq.find_slices(folder).splits().values()] == [9664, 1120, 544]
+
+
+def peak_memory(words: list[str]) -> int:
+    """Run a command, and return the most anonymous memory (RssAnon) it was seen to have, in kB."""
+    process = subprocess.Popen([sys.executable, "-m", "oasis_vq", *map(str, words)])
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
+        time.sleep(0.05)
+    assert process.returncode == 0
+    return peak
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("cache", [False, True])
+def test_memory_of_training_does_not_grow_with_the_cohort(large_cohort, tmp_path, cache):
+    tenth = ovq.make_cohort(tmp_path / "tenth", num_subjects=35)
+    options = ["--recipe", "keras_io", "--image-size", 256, "--batch-size", 16, "--epochs", 1, *["--cache"] * cache]
+    small, large = (
+        peak_memory(["train-vqvae", "--data", data, "--out", tmp_path / name, *options])
+        for data, name in ((tenth, "s"), (large_cohort[0], "l"))
+    )
+    print(f"\nRssAnon at its peak: {small / 1e3:.0f} MB with 35 subjects, {large / 1e3:.0f} MB with 354")
+    assert large < 1.1 * small

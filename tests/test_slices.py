@@ -1,17 +1,12 @@
-"""Slices: what is found, how it streams, and what bad input is told."""
+"""Slices: what is found in the two layouts, who is in which split, and what a wrong folder is told."""
 
-import imageio.v3 as iio
-import numpy as np
+import shutil
+
 import pytest
 
 import oasis_vq as ovq
-from oasis_vq.slices import check_readable
 
 TRAIN = "keras_png_slices_train"
-
-
-def batches(dataset):
-    return [batch.numpy() for batch in dataset]
 
 
 def test_index_has_the_cohort_and_no_subject_twice(index):
@@ -22,6 +17,7 @@ def test_index_has_the_cohort_and_no_subject_twice(index):
     assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
     assert index.train.slice[:9].tolist() == [*range(8), 0]
     assert "train 48 of 6 subjects" in str(index)
+    assert index.slice_range == (0, 7) and index.num_labels == 0
 
 
 def test_slices_sort_by_number_not_by_letters(cohort, copied):
@@ -31,33 +27,81 @@ def test_slices_sort_by_number_not_by_letters(cohort, copied):
     assert ovq.find_slices(copied).train.slice[:10].tolist() == [*range(8), 9, 10]
 
 
-def test_images_are_the_files_in_zero_to_one(index):
-    images = ovq.load_images(index.train[:3], image_size=64)
-    assert images.shape == (3, 64, 64, 1) and images.dtype == np.float32
-    for path, image in zip(index.train.path, images, strict=False):
-        np.testing.assert_array_equal(np.rint(image[..., 0] * 255).astype(np.uint8), iio.imread(path))
+def test_a_folder_around_the_layout_will_do_if_there_is_one_in_it(tmp_path, cohort, adni):
+    shutil.copytree(cohort, tmp_path / "around" / "keras_png_slices_data")
+    seg = tmp_path / "around" / "keras_png_slices_data" / "keras_png_slices_seg_train"
+    seg.mkdir()
+    (seg / "seg_001_slice_0.nii.png").write_bytes(b"")
+    index = ovq.find_slices(tmp_path / "around")
+    assert len(index.train) == 48 and index.root.name == "keras_png_slices_data"
+    shutil.copytree(adni, tmp_path / "around" / "AD_NC")
+    with pytest.raises(FileNotFoundError, match=r"AD_NC and .*keras_png_slices_data both hold slices. Name one"):
+        ovq.find_slices(tmp_path / "around")
 
 
-def test_resizing_keeps_the_mean_and_the_order(index):
-    full, half = (ovq.load_images(index.train[:5], image_size=size) for size in (64, 32))
-    np.testing.assert_allclose(half, full.reshape(5, 32, 2, 32, 2, 1).mean(axis=(2, 4)), atol=1e-6)
+def test_adni_layout_gives_labels_positions_and_validation_by_subject(adni):
+    index = ovq.find_slices(adni)
+    assert {name: (len(part), part.num_subjects) for name, part in index.splits().items()} == {
+        "train": (54, 18), "validate": (6, 2), "test": (24, 8)
+    }  # fmt: skip
+    assert set(index.validate.subject) & set(index.train.subject) == set()
+    assert sorted(index.validate.label.tolist()) == [0] * 3 + [1] * 3  # one subject of each class
+    assert index.slice_range == (78, 80) and index.num_labels == 2
+    for path, label in zip(index.test.path, index.test.label, strict=True):
+        assert ("/AD/" in path.replace("\\", "/")) == (label == 1)
+    other = ovq.find_slices(adni, seed=1)
+    assert set(other.validate.subject) != set(index.validate.subject)
+    assert set(ovq.find_slices(adni).validate.path) == set(index.validate.path)
 
 
-def test_order_is_a_function_of_seed_and_epoch(index):
-    def epochs(count, **options):
-        dataset = ovq.make_dataset(index.train, image_size=16, batch_size=48, shuffle=True, **options)
-        return [batches(dataset)[0] for _ in range(count)]
-
-    first, second, third = epochs(3, seed=1)
-    np.testing.assert_array_equal(np.stack(epochs(3, seed=1)), np.stack([first, second, third]))
-    assert not np.array_equal(first, second) and not np.array_equal(first, epochs(1, seed=2)[0])
-    np.testing.assert_array_equal(epochs(1, seed=1, first_epoch=2)[0], third)
-    np.testing.assert_allclose(np.sort(first.sum((1, 2, 3))), np.sort(second.sum((1, 2, 3))))  # all slices, once
+def test_validation_hardly_changes_when_subjects_come(adni, tmp_path):
+    more = shutil.copytree(adni, tmp_path / "more")
+    before = set(ovq.find_slices(more).validate.subject)
+    for file in list((more / "train" / "AD").iterdir()):
+        file.with_name(f"9{file.name}").write_bytes(file.read_bytes())
+    after = set(ovq.find_slices(more).validate.subject)
+    assert len(after) == 3 and len(before - after) <= 1
 
 
-def test_last_batch_is_kept(index):
-    dataset = ovq.make_dataset(index.train, image_size=16, batch_size=20, shuffle=True)
-    assert len(dataset) == 3 and [len(batch) for batch in batches(dataset)] == [20, 20, 8]
+def test_adni_table_tells_people_from_images(adni, tmp_path):
+    copy = shutil.copytree(adni, tmp_path / "people")
+    ids = sorted({file.name.split("_")[0] for file in copy.glob("*/*/*.jpeg")})
+    lines = [f'"I{image}","{number // 2:03d}_S_0001"' for number, image in enumerate(ids)]  # two images each
+    (copy / "collection.csv").write_text('"Image Data ID","Subject"\n' + "\n".join(lines))
+    index = ovq.find_slices(copy)
+    assert sum(part.num_subjects for part in index.splits().values()) == 14
+    assert index.validate.num_subjects == 1 and len(index.validate) == 6
+    lines[-1] = f'"I{ids[-1]}","000_S_0001"'  # someone to train on is in test as well
+    (copy / "collection.csv").write_text('"Image Data ID","Subject"\n' + "\n".join(lines))
+    with pytest.raises(ValueError, match="Subject 000_S_0001 is in train and in test"):
+        ovq.find_slices(copy)
+
+
+def test_fewer_training_subjects_are_among_more(cohort, index):
+    some, more = (ovq.find_slices(cohort, limit_train=count) for count in (2, 4))
+    assert some.train.num_subjects == 2 and len(some.train) == 16 and len(some.test) == len(index.test)
+    assert set(some.train.subject) < set(more.train.subject) < set(index.train.subject)
+    assert len(ovq.find_slices(cohort, limit_train=99).train) == 48
+    with pytest.raises(ValueError, match="limit_train is at least 1"):
+        ovq.find_slices(cohort, limit_train=0)
+
+
+def test_fingerprint_knows_sizes_labels_and_if_asked_times(copied, adni, tmp_path):
+    def index():
+        return ovq.find_slices(copied).train
+
+    before, before_modified = index().fingerprint(), index().fingerprint(modified=True)
+    file = copied / TRAIN / "case_001_slice_0.nii.png"
+    content = file.read_bytes()
+    file.write_bytes(content)
+    assert index().fingerprint() == before and index().fingerprint(modified=True) != before_modified
+    file.write_bytes(content + b" ")
+    assert index().fingerprint() != before
+    swapped = shutil.copytree(adni, tmp_path / "swapped")
+    (swapped / "test" / "AD").rename(swapped / "test" / "x")
+    (swapped / "test" / "NC").rename(swapped / "test" / "AD")
+    (swapped / "test" / "x").rename(swapped / "test" / "NC")
+    assert ovq.find_slices(swapped).test.fingerprint() != ovq.find_slices(adni).test.fingerprint()
 
 
 def test_missing_folder_is_named_with_the_remedy(tmp_path):
@@ -65,17 +109,21 @@ def test_missing_folder_is_named_with_the_remedy(tmp_path):
         ovq.find_slices(tmp_path / "nowhere")
 
 
-def test_empty_split_is_named(copied):
+def test_empty_split_is_named(copied, adni, tmp_path):
     for file in (copied / "keras_png_slices_validate").iterdir():
         file.unlink()
-    with pytest.raises(FileNotFoundError, match="keras_png_slices_validate"):
+    with pytest.raises(FileNotFoundError, match=r"No slices to validate in .*keras_png_slices_validate"):
         ovq.find_slices(copied)
+    without = shutil.copytree(adni, tmp_path / "without")
+    shutil.rmtree(without / "test")
+    with pytest.raises(FileNotFoundError, match=r"No slices to test in .*NC and .*AD"):
+        ovq.find_slices(without)
 
 
 @pytest.mark.parametrize("name", ["brain.png", "case_001_slice_x.nii.png", "case_001.nii.png", "photo.JPG"])
 def test_file_outside_the_layout_is_named(copied, name):
     (copied / TRAIN / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"{name} is named outside the layout.*case_001_slice_0"):
+    with pytest.raises(ValueError, match=rf"{name}: it is named outside the layout.*case_001_slice_0"):
         ovq.find_slices(copied)
 
 
@@ -90,32 +138,6 @@ def test_subject_in_two_splits_is_refused(copied):
     leak.write_bytes((copied / TRAIN / "case_001_slice_0.nii.png").read_bytes())
     with pytest.raises(ValueError, match="Subject 001 is in train and in test"):
         ovq.find_slices(copied)
-
-
-@pytest.mark.parametrize("fault", ["empty", "truncated", "without its end", "flipped", "text", "another format"])
-def test_unreadable_png_is_named(copied, fault):
-    file = copied / TRAIN / "case_003_slice_4.nii.png"
-    content = bytearray(file.read_bytes())
-    if fault == "flipped":
-        content[len(content) // 2] ^= 0xFF
-    image = iio.imread(file)
-    faulty = {
-        "empty": b"",
-        "truncated": content[: len(content) // 2],
-        "without its end": content[:-4],
-        "flipped": content,
-        "text": b"text",
-        "another format": iio.imwrite("<bytes>", image, extension=".tiff"),
-    }
-    file.write_bytes(faulty[fault])
-    with pytest.raises(ValueError, match=r"case_003_slice_4\.nii\.png: it cannot be decoded.*replace the file"):
-        check_readable(ovq.find_slices(copied).train)
-
-
-def test_image_that_is_not_square_is_named(copied):
-    iio.imwrite(copied / TRAIN / "case_003_slice_4.nii.png", np.zeros((64, 48), np.uint8))
-    with pytest.raises(ValueError, match=r"case_003_slice_4\.nii\.png: it is 64 by 48 pixels"):
-        check_readable(ovq.find_slices(copied).train)
 
 
 def test_phantom_is_made_when_there_are_no_data(tmp_path, monkeypatch, cohort):

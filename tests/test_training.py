@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
+from oasis_vq.sampling import sample_conditions
+from oasis_vq.training import _train_vqvae
 
 
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
@@ -62,8 +65,6 @@ def test_prior_that_does_not_fit_is_refused(tmp_path, index, vqvae):
         ovq.fit_or_load(tmp_path / "p", PRIOR_CONFIG, index)
     with pytest.raises(ValueError, match=r"needs a saved VQ-VAE"):
         ovq.fit_or_load(tmp_path / "p", PRIOR_CONFIG, index, vqvae=ovq.VQVAE(VQVAE_CONFIG))
-    with pytest.raises(ValueError, match=r"case_\d+_slice_\d.* beyond the 4 slice positions: use num_slices"):
-        ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, num_slices=4), index, vqvae=vqvae)
     assert not list(tmp_path.iterdir())
 
 
@@ -80,10 +81,67 @@ def test_folders_that_are_no_models_are_told(tmp_path, models, vqvae, prior):
     with pytest.raises(FileNotFoundError, match=r"No model.keras in"):
         ovq.load_vqvae(broken)
     headless = json.dumps({"model": "PixelCNN", "config": PRIOR_CONFIG.to_dict()})
-    for text in ("{}", "not JSON", '{"model": "VQVAE", "config": {"width": 3}}', headless):
+    for text in ("{}", "not JSON", '{"model": "VQVAE", "config": {"widht": 3}}', headless):
         (broken / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config.json is not the configuration of a model"):
             ovq.load_vqvae(broken)
+
+
+def test_prior_takes_positions_and_labels_from_the_data(index, adni):
+    adni = ovq.find_slices(adni)
+    config = PRIOR_CONFIG.conditioned_by(adni)
+    assert (config.first_slice, config.num_slices, config.num_labels) == (78, 3, 2)
+    assert config.conditioned_by(index) == PRIOR_CONFIG
+    config = dataclasses.replace(PRIOR_CONFIG, condition_on=("label",)).conditioned_by(adni)
+    assert (config.first_slice, config.num_slices, config.num_labels) == (0, 0, 2)
+    config = dataclasses.replace(PRIOR_CONFIG, condition_on=()).conditioned_by(adni)
+    assert (config.num_slices, config.num_labels) == (0, 0)
+
+
+def test_classes_and_positions_of_adni_reach_prior_and_samples(adni, tmp_path):
+    """A prior on slices that are numbered from 78 on, of two classes whose brightness tells them apart."""
+    for path in ovq.find_slices(adni).test.path:
+        assert iio.imread(path).ndim == 2
+    folder = shutil.copytree(adni, tmp_path / "adni")
+    for path in folder.glob("*/AD/*.jpeg"):
+        iio.imwrite(path, iio.imread(path) // 3)
+    index = ovq.find_slices(folder)
+    config = dataclasses.replace(VQVAE_CONFIG, epochs=30)
+    vqvae = ovq.fit_or_load(tmp_path / "v", config, index)
+    prior = ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, epochs=40), index, vqvae=vqvae)
+    assert (prior.config.first_slice, prior.config.num_slices, prior.config.num_labels) == (78, 3, 2)
+    dark, bright = (vqvae.decode(ovq.sample_codes(prior, 16, label=label)).mean() for label in (1, 0))
+    assert dark < 0.8 * bright
+    codes = vqvae.encode(ovq.load_images(index.test, image_size=32))
+    right = prior.log_prob(codes, slice_index=index.test.slice, label=index.test.label).mean()
+    wrong = prior.log_prob(codes, slice_index=index.test.slice, label=1 - index.test.label).mean()
+    assert right > wrong + 5
+    drawn = sample_conditions(prior, 64)
+    assert set(drawn["slice_index"].tolist()) == {78, 79, 80} and set(drawn["label"].tolist()) == {0, 1}
+    with pytest.raises(ValueError, match=r"slice_index is in \[78, 81\), or -1 for unknown. Received: \[3\]"):
+        ovq.sample_codes(prior, 1, slice_index=3)
+    ovq.sample_codes(prior, 1, slice_index=-1, label=-1)
+
+
+def test_augmented_training_has_twice_the_steps_and_comes_back(tmp_path, index):
+    config = dataclasses.replace(VQVAE_CONFIG, epochs=1, upside_down_copies=True, flip_left_right=True, max_shift=2)
+    vqvae = ovq.fit_or_load(tmp_path / "v", config, index, cache=True)
+    assert vqvae.config == config
+    with pytest.raises(ValueError, match=r"max_shift: 2, not 1"):
+        ovq.fit_or_load(tmp_path / "v", dataclasses.replace(config, max_shift=1), index)
+    training = _train_vqvae(config, index, cache=False)
+    assert training.num_items == 96 and len(list(training.stream(0))) == 12
+
+
+def test_model_of_before_a_field_was_there_loads(tmp_path, models, prior):
+    for name in ("small", "small-prior"):
+        shutil.copytree(models / name, tmp_path / name)
+        file = tmp_path / name / "config.json"
+        record = json.loads(file.read_text())
+        for field in ("fit", "max_shift", "first_slice", "condition_on"):
+            record["config"].pop(field, None)
+        file.write_text(json.dumps(record))
+    assert ovq.load_prior(tmp_path / "small-prior").config == PRIOR_CONFIG
 
 
 def test_other_data_are_refused(models, vqvae, copied):

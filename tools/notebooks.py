@@ -20,6 +20,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from oasis_vq.config import write_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
@@ -90,7 +92,7 @@ def main() -> int:
         except CellExecutionError as error:
             print(f"failed\n{error}", file=sys.stderr)
             return 1
-        nbformat.write(notebook, target / path.name)
+        write_whole(target / path.name, f"{nbformat.writes(notebook)}\n".encode())
         print(f"{time.monotonic() - start:.0f} s", flush=True)
     print(f"{len(paths)} notebooks in {target.relative_to(ROOT)}, figures in "
           f"{Path(os.environ['OASIS_VQ_FIGURES']).relative_to(ROOT)}")  # fmt: skip

@@ -1,0 +1,198 @@
+"""Streams of slices for training: from PNG or JPEG files, or a cache of decoded ones, to batches in [0, 1].
+
+Only a few batches are ever in memory. An image is 8-bit until it is batched, also after resizing, so that the cache
+holds exactly what the files give.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from oasis_vq.config import Augmentation, Paths
+from oasis_vq.slices import Slices
+
+
+def epoch_orders(num_items: int, *, seed: int = 0, first_epoch: int = 0, num_draws: int = 0) -> tf.data.Dataset:
+    """Return a dataset of all indices below `num_items`; each pass over it gives the next epoch's order.
+
+    The order is a function of (seed, epoch) alone: a run resumed at epoch k sees what it would have seen.
+
+    Args:
+        num_items: how many indices.
+        seed: of the orders.
+        first_epoch: epoch of the first pass.
+        num_draws: if positive, elements are (index, draws) with so many random numbers in [0, 1) each.
+    """
+    epoch = first_epoch
+
+    def order() -> Iterator[tuple[np.ndarray, ...]]:
+        nonlocal epoch
+        generator = np.random.default_rng([seed, epoch])
+        epoch += 1
+        shuffled = generator.permutation(num_items)
+        yield (shuffled, generator.random((num_items, num_draws), np.float32)) if num_draws else shuffled
+
+    indices, draws = tf.TensorSpec((num_items,), tf.int64), tf.TensorSpec((num_items, num_draws), tf.float32)
+    orders = tf.data.Dataset.from_generator(order, output_signature=(indices, draws) if num_draws else indices)
+    items = orders.flat_map(lambda *parts: tf.data.Dataset.from_tensor_slices(parts if num_draws else parts[0]))
+    return items.apply(tf.data.experimental.assert_cardinality(num_items))
+
+
+def make_dataset(
+    slices: Slices,
+    *,
+    image_size: int,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int = 0,
+    first_epoch: int = 0,
+    fit: str = "pad",
+    augmentation: Augmentation | None = None,
+    conditions: bool = False,
+    cache: bool = False,
+) -> tf.data.Dataset:
+    """Stream slices from disk in batches.
+
+    Args:
+        slices: what to read.
+        image_size: height and width of the images; files of another size are resized by area.
+        batch_size: images per batch; the last batch of a pass may be smaller.
+        shuffle: whether every pass has another order, a function of (seed, epoch).
+        seed: seed of the order and of the augmentation.
+        first_epoch: epoch of the first pass.
+        fit: what becomes of an image that is not square: black borders ('pad') or another shape ('stretch').
+        augmentation: changes to the images; their random part is a function of (seed, epoch). Needs `shuffle`.
+        conditions: whether a batch is (images, {"slice_index": (batch,), "label": (batch,)}), both int32.
+        cache: whether images are read from a file of decoded ones, made first if it is not there (`cached_images`).
+
+    Returns:
+        Dataset of (batch, image_size, image_size, 1), float32 in [0, 1].
+    """
+    augmentation = augmentation or Augmentation()
+    if augmentation.augments and not shuffle:
+        raise ValueError("Augmentation is for training streams: use shuffle=True. Received: shuffle=False.")
+    num_slices = len(slices)
+    copies = 2 if augmentation.upside_down_copies else 1
+    if shuffle:
+        items = epoch_orders(num_slices * copies, seed=seed, first_epoch=first_epoch, num_draws=3)
+    else:
+        items = tf.data.Dataset.range(num_slices).map(lambda index: (index, tf.zeros(3)))
+    given = {"slice_index": tf.constant(slices.slice), "label": tf.constant(slices.label)}
+
+    def finish(indices: tf.Tensor, draws: tf.Tensor, images: tf.Tensor):
+        images = tf.ensure_shape(images, (None, image_size, image_size, 1))
+        if augmentation.augments:
+            images = _augment(images, indices >= num_slices, draws, augmentation)
+        images = tf.cast(images, tf.float32) / 255.0
+        rows = indices % num_slices
+        return (images, {name: tf.gather(values, rows) for name, values in given.items()}) if conditions else images
+
+    if cache:
+        stored = cached_images(slices, image_size=image_size, fit=fit)
+
+        def take(indices: tf.Tensor, draws: tf.Tensor):
+            return indices, draws, tf.numpy_function(lambda rows: stored[rows], [indices % num_slices], tf.uint8)
+
+        batches = items.batch(batch_size).map(take)
+    else:
+        paths = tf.constant(slices.path)
+
+        def read(index: tf.Tensor, draws: tf.Tensor):
+            return index, draws, _read_image(paths[index % num_slices], image_size, fit)
+
+        batches = items.map(read, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
+    return batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _read_image(path: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
+    """Return the image in a file, (image_size, image_size, 1) uint8."""
+    image = tf.io.decode_image(tf.io.read_file(path), channels=1, expand_animations=False)  # (height, width, 1)
+    shape = tf.shape(image)
+
+    def resized() -> tf.Tensor:
+        side = tf.reduce_max(shape)
+        square = tf.image.resize_with_crop_or_pad(image, side, side) if fit == "pad" else image
+        again = tf.image.resize(square, (image_size, image_size), method="area")
+        return tf.cast(tf.round(again), tf.uint8)
+
+    image = tf.cond(tf.reduce_all(shape[:2] == image_size), lambda: image, resized)
+    return tf.ensure_shape(image, (image_size, image_size, 1))
+
+
+def _augment(images: tf.Tensor, upside_down: tf.Tensor, draws: tf.Tensor, how: Augmentation) -> tf.Tensor:
+    """Return images (b, size, size, 1) with the changes that flags (b,) and random numbers (b, 3) in [0, 1) say."""
+    last = float(images.shape[1] - 1)
+    mirrored = (draws[:, 0] < 0.5) & how.flip_left_right
+    shifts = tf.floor(draws[:, 1:] * (2 * how.max_shift + 1)) - how.max_shift  # (b, 2), whole pixels
+    # The pixel at x comes from a x + b, that at y from c y + d: one operation, four times as fast as three.
+    a, c = (tf.where(flipped, -1.0, 1.0) for flipped in (mirrored, upside_down))
+    b = tf.where(mirrored, last - shifts[:, 1], shifts[:, 1])
+    d = tf.where(upside_down, last - shifts[:, 0], shifts[:, 0])
+    zero = tf.zeros_like(a)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([a, zero, b, zero, c, d, zero, zero], axis=1),
+        output_shape=images.shape[1:3],
+        fill_value=0.0,
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
+
+
+def cached_images(slices: Slices, *, image_size: int, fit: str = "pad") -> np.ndarray:
+    """Return decoded slices as a memory-mapped array, (n, image_size, image_size, 1) uint8.
+
+    The file is made in `Paths.cache` when it is not there; one made before a slice was changed is made anew.
+
+    Raises:
+        OSError: if the disk has no room for it.
+    """
+    folder = Paths().cache
+    names = [str(Path(path).relative_to(slices.root)) for path in slices.path]
+    key = [str(slices.root.resolve()), image_size, fit, *names]
+    key = hashlib.sha256("\n".join(map(str, key)).encode()).hexdigest()[:12]
+    file = folder / f"{slices.root.name}-{image_size}-{key}-{slices.fingerprint(modified=True)[:12]}.npy"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (*folder.glob(f"{slices.root.name}-{image_size}-{key}-*.npy"), *folder.glob(f".{file.name}.*")):
+            old.unlink()
+        _write_cache(file, slices, image_size=image_size, fit=fit)
+    return np.load(file, mmap_mode="r")
+
+
+def _write_cache(file: Path, slices: Slices, *, image_size: int, fit: str) -> None:
+    needed, free = len(slices) * image_size**2, shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise OSError(
+            f"The cache of {len(slices)} slices takes {needed / 1e6:.0f} MB, and {file.parent} has {free / 1e6:.0f} MB "
+            "free. Choose another folder by OASIS_VQ_CACHE, or do without the cache."
+        )
+    paths = tf.data.Dataset.from_tensor_slices(slices.path)
+    images = paths.map(lambda path: _read_image(path, image_size, fit), num_parallel_calls=tf.data.AUTOTUNE)
+    partial = file.with_name(f".{file.name}.partial")
+    shape = (len(slices), image_size, image_size, 1)
+    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    progress = tqdm(desc="caching", total=len(slices), unit="image", leave=False)
+    start = 0
+    for batch in images.batch(256).prefetch(1).as_numpy_iterator():
+        array[start : start + len(batch)] = batch
+        start += len(batch)
+        progress.update(len(batch))
+    progress.close()
+    array.flush()
+    del array
+    partial.replace(file)
+
+
+def load_images(slices: Slices, *, image_size: int, fit: str = "pad") -> np.ndarray:
+    """Read a few slices into memory.
+
+    Returns:
+        (n, image_size, image_size, 1), float32 in [0, 1].
+    """
+    return np.concatenate(list(make_dataset(slices, image_size=image_size, fit=fit).as_numpy_iterator()))

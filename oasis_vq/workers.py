@@ -1,0 +1,110 @@
+"""What is made subject by subject: by worker processes, in a folder that gets its name when it is complete."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from oasis_vq.config import write_json
+
+
+def run_tasks(
+    function: Callable, tasks: Iterable[tuple], num_workers: int, warm_up: Callable[[], Any] | None = None
+) -> Iterator[Any]:
+    """Yield function(*task) for each task, in order, computed in worker processes.
+
+    Tasks are taken from the iterable only as they are needed: few are in memory, however many there are.
+
+    Args:
+        function: a module's function: workers are spawned, and find it by its name.
+        tasks: arguments of the function.
+        num_workers: processes; 1 works in this one. With more, a script needs the usual `if __name__ == "__main__":`.
+        warm_up: called once in each worker before its first task.
+    """
+    if num_workers <= 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    # Spawned, since forking a process in which TensorFlow runs threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(warm_up,)) as pool:
+        waiting = deque()
+        for task in tasks:
+            waiting.append(pool.submit(function, *task))
+            if len(waiting) > 2 * num_workers:  # one under way and one ready for each
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _start_worker(warm_up: Callable[[], Any] | None) -> None:
+    """End this process when its parent ends: a killed parent would leave it waiting for ever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if warm_up:
+        warm_up()
+
+
+def is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
+    """Whether a folder is complete, made with these parameters; False if it is not there, or empty.
+
+    Args:
+        folder: to be made.
+        what: it is made of, for the error.
+        record: name of the JSON file in it that holds the parameters.
+        parameters: plain JSON values.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    found = _read_parameters(folder / record)
+    if found == parameters:
+        return True
+    there = f"files without {record}"
+    if found:
+        differing = [name for name in parameters if found.get(name) != parameters[name]]
+        there, asked = (json.dumps({name: some.get(name) for name in differing}) for some in (found, parameters))
+        there = f"one made with {there[:200]}, not {asked[:200]}"  # lists of files are long
+    raise FileExistsError(
+        f"{what} is written to a new or empty folder. Received: {folder}, which holds {there}. "
+        "Name another folder, or remove this one."
+    )
+
+
+def start_or_continue(folder: Path, record: str, parameters: dict, parts: list[str]) -> Path:
+    """Return `<folder>.partial`, in which a folder grows: as an interrupted call left it, or new with empty `parts`."""
+    partial = folder.with_name(folder.name + ".partial")
+    if _read_parameters(partial / record) != parameters:
+        if partial.exists():
+            shutil.rmtree(partial)
+        for part in parts:
+            (partial / part).mkdir(parents=True)
+        write_json(partial / record, parameters)
+    for leftover in partial.rglob(".*.partial"):
+        leftover.unlink()
+    return partial
+
+
+def finish(partial: Path, folder: Path) -> None:
+    """Give the complete folder its name, when all of it is on the disk."""
+    if hasattr(os, "sync"):  # Windows has none
+        os.sync()
+    if folder.is_dir():  # empty: a rename wants it gone on Windows
+        folder.rmdir()
+    partial.replace(folder)
+
+
+def _read_parameters(file: Path) -> dict | None:
+    """Return what a record says, or None where there is none to be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,557 @@
+"""Volumes become slices: which way up, how bright, whose, in which split; and the same files however they were made."""
+
+import csv
+import dataclasses
+import gzip
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import imageio.v3 as iio
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from oasis_vq import ingest
+from oasis_vq.ingest import prepare, split_subjects
+from oasis_vq.volumes import SliceGeometry, cut_slices, read_volume
+from oasis_vq.workers import run_tasks
+
+ROOT = Path(ingest.__file__).parents[1]
+REAL_VOLUMES = Path(os.environ.get("OASIS_VQ_REAL_VOLUMES") or ROOT / "data" / "ixi_nifti")
+AFFINE = np.array([[4.0, 0, 0, -70], [0, 4.0, 0, -90], [0, 0, 4.0, -60], [0, 0, 0, 1]])
+SMALL = SliceGeometry(image_size=32, num_slices=6)
+
+
+def brain(shape=(36, 44, 32), seed=0):
+    """An ellipsoid of 60 to 100 with balls: 200 at the left, 160 at the front, 130 at the top; (x, y, z) in RAS."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    texture = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2)
+    volume = 80 + 20 * np.clip(texture / texture.std() / 2, -1, 1)
+    for centre, value in (((-0.45, 0, 0), 200), ((0, 0.5, 0), 160), ((0, 0, 0.5), 130)):
+        volume[sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True)) < 0.04] = value
+    return np.where(sum((axis / 0.8) ** 2 for axis in axes) < 1, volume, 0).astype(np.float32)
+
+
+def stored(volume, affine, axes):
+    """The same volume with its axes in another order and direction, such as "PSR"."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes))
+    turned = nib.apply_orientation(volume, turn)
+    return np.ascontiguousarray(turned), affine @ nib.orientations.inv_ornt_aff(turn, volume.shape)
+
+
+def write_nifti(path, volume, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, affine), path)
+
+
+def write_analyze(path, volume, orient=b"\0"):
+    """Write what OASIS-1 holds: big-endian int16 with a fourth axis of 1; `volume` as it is stored, x to the left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = nib.AnalyzeHeader(endianness=">")
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((*volume.shape, 1))
+    header.set_zooms((4, 4, 4, 1))
+    header["orient"] = orient
+    path.with_suffix(".hdr").write_bytes(header.binaryblock)
+    path.with_suffix(".img").write_bytes(volume.astype(">i2").tobytes(order="F"))
+
+
+def write_disc(folder, cases):
+    """Write people as an OASIS-1 disc has them: what is to be read, and what is not, here of no use to anybody."""
+    for case in cases:
+        for session in ("MR1", "MR2"):
+            name = f"OAS1_{case:04d}_{session}"
+            root = folder / "disc1" / name
+            atlas = root / "PROCESSED" / "MPRAGE" / "T88_111"
+            scan = brain(seed=case)[::-1] if session == "MR1" else np.ones((8, 8, 8))
+            write_analyze(atlas / f"{name}_mpr_n{3 + case % 2}_anon_111_t88_masked_gfc.hdr", 10 * scan)
+            (root / f"{name}.txt").write_text(
+                f"SESSION ID:   {name}\n\nAGE:          {70 + case % 9}\nM/F:          Female\nHAND:         Right\n"
+                f"CDR:          {'0.5' if case % 2 else ''}\nMMSE:         29\n"
+            )
+            decoys = (
+                atlas / f"{name}_mpr_n4_anon_111_t88_gfc.hdr",
+                root / "PROCESSED" / "MPRAGE" / "SUBJ_111" / f"{name}_mpr_n4_anon_sbj_111.hdr",
+                root / "RAW" / f"{name}_mpr-1_anon.hdr",
+                root / "FSL_SEG" / f"{name}_mpr_n4_anon_111_t88_masked_gfc_fseg.hdr",
+            )
+            for decoy in decoys:
+                write_analyze(decoy, np.ones((8, 8, 8)))
+            (root / "RAW" / f"{name}_mpr-1_anon_sag_66.gif").write_bytes(b"GIF89a")
+            (root / "RAW" / f"._{name}_mpr_n4_anon_111_t88_masked_gfc.hdr").write_bytes(b"of a Mac")
+    return folder
+
+
+def write_people(folder, num=3):
+    """Write NIfTI volumes of IXI001, IXI002 and so on; each file stands a little off the others' grid."""
+    for number in range(1, num + 1):
+        affine = AFFINE + np.array([[0, 0, 0, number / 3]] * 3 + [[0] * 4])
+        write_nifti(folder / f"IXI{number:03d}-HH-T1.nii.gz", brain(seed=number), affine)
+    return folder
+
+
+def pack(folder, archive):
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / "disc1", arcname="disc1")
+    return archive
+
+
+def read_bytes(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def slices_of(folder):
+    return {name: content for name, content in read_bytes(folder).items() if name.endswith(".png")}
+
+
+def manifest(folder):
+    with (folder / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def quickly(source, folder, geometry=SMALL, **options):
+    return prepare(source, folder, geometry, **{"num_workers": 1, "progress": False, **options})
+
+
+def place_of(image, value):
+    """Row and column of the ball that had this value, if the image shows it; 200 is white."""
+    rows, columns = np.nonzero(np.abs(image / 255.0 - value / 200) < 0.03)
+    return (rows.mean(), columns.mean()) if len(rows) > 3 else None
+
+
+def test_each_plane_is_seen_from_its_canonical_side():
+    middle = 15.5
+
+    def balls(plane):
+        images, positions, has_skull = cut_slices(brain(), AFFINE, SliceGeometry(image_size=32, plane=plane))
+        assert np.all(np.diff(positions) >= 0) and not has_skull
+        shown = {value: [place_of(image, value) for image in images] for value in (200, 160, 130)}
+        numbers = {value: np.mean([k for k, at in enumerate(found) if at]) for value, found in shown.items()}
+        return numbers, {v: np.mean([at for at in found if at], axis=0) - middle for v, found in shown.items()}
+
+    (numbers, places) = balls("axial")
+    assert places[160][0] < -3 and abs(places[160][1]) < 2  # front: up
+    assert places[200][1] < -3 and abs(places[200][0]) < 2  # left: on the left
+    assert numbers[130] > numbers[200] + 5  # the top comes last
+    (numbers, places) = balls("coronal")
+    assert places[130][0] < -2 and abs(places[130][1]) < 2  # top: up
+    assert places[200][1] < -3 and abs(places[200][0]) < 2  # left: on the left
+    assert numbers[160] > numbers[200] + 5  # the front comes last
+    (numbers, places) = balls("sagittal")
+    assert places[130][0] < -2 and abs(places[130][1]) < 2  # top: up
+    assert places[160][1] > 3 and abs(places[160][0]) < 2  # front: on the right
+    assert numbers[200] < numbers[160] - 5  # the left comes first
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("sizes, image_size", [((3.9, 4.1, 4.4), 24), ((0.7, 0.7, 0.7), 25)])
+def test_all_48_stored_orientations_give_the_same_slices(plane, sizes, image_size):
+    """Voxels off the pixels; and voxels as large as pixels, whose middle lies between two voxels."""
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = -31.3, -41.9, -17.7
+    field_of_view = 256.0 if image_size == 24 else 25 * 0.7
+    geometry = SliceGeometry(image_size=image_size, field_of_view=field_of_view, num_slices=5, plane=plane)
+    expected, *_ = cut_slices(brain(), affine, geometry)
+    assert expected.max() > 200
+    orders = itertools.permutations(("RL", "AP", "SI"))
+    codes = ["".join(code) for order in orders for code in itertools.product(*order)]
+    assert len(set(codes)) == 48
+    for code in codes:
+        content = nib.Nifti1Image(*stored(brain(), affine, code)).to_bytes()
+        images, *_ = cut_slices(*read_volume([content]), geometry)
+        np.testing.assert_array_equal(images, expected, err_msg=code)
+
+
+def test_oblique_volume_is_turned_by_its_affine():
+    turn = np.eye(4)
+    turn[:3, :3] = nib.eulerangles.euler2mat(0.3, -0.2, 0.25)  # 12 to 17 degrees about each axis
+    oblique = turn @ np.array([[2.0, 0, 0, -90], [0, 2.0, 0, -110], [0, 0, 2.0, -80], [0, 0, 0, 1]])
+    world = [oblique[i, :3] @ np.indices((90, 110, 80)).reshape(3, -1) + oblique[i, 3] for i in range(3)]
+    smooth = ndimage.gaussian_filter(brain(), 1.0)
+    places = [(axis - AFFINE[i, 3]) / 4 for i, axis in enumerate(world)]
+    turned = ndimage.map_coordinates(smooth, places, order=1).reshape(90, 110, 80)
+    images, positions, _ = cut_slices(turned, oblique, SMALL)
+    expected, expected_positions, _ = cut_slices(smooth, AFFINE, SMALL)
+    assert np.abs(positions - expected_positions).max() < 5
+    shown = images[2:4] > 0
+    assert np.abs(images[2:4].astype(float) - expected[2:4])[shown].mean() < 5
+    assert np.abs(images[2:4].astype(float) - expected[2:4, :, ::-1])[shown].mean() > 12  # the wrong way round
+
+
+@pytest.mark.parametrize("orient, axes", [(b"\0", "LAS"), (b"\1", "LSA"), (b"\2", "ASL"), (b" ", "LAS")])
+def test_analyze_header_says_how_the_volume_lies(tmp_path, orient, axes):
+    centred = AFFINE.copy()
+    centred[:3, 3] = -4 * (np.array(brain().shape) - 1) / 2
+    write_analyze(tmp_path / "volume.hdr", stored(brain(), centred, axes)[0], orient)
+    volume, affine = read_volume([(tmp_path / f"volume{suffix}").read_bytes() for suffix in (".hdr", ".img")])
+    np.testing.assert_array_equal(affine, centred)
+    np.testing.assert_array_equal(volume, np.trunc(brain()))
+
+
+def test_pixels_as_large_as_voxels_are_voxels():
+    volume, geometry = brain(), SliceGeometry(image_size=64, num_slices=5)  # 4 mm
+    images, positions, _ = cut_slices(volume, AFFINE, geometry)
+    planes = np.round((positions + 60) / 4).astype(int)
+    np.testing.assert_allclose(planes, (positions + 60) / 4)
+    white = np.percentile(volume[volume > 0], 99.5)
+    for image, plane in zip(images, planes, strict=True):
+        expected = np.rint(255 * np.clip(volume[:, ::-1, plane].T / white, 0, 1))  # rows from front to back
+        rows, columns = np.nonzero(expected)
+        top, left = (np.nonzero(image)[axis].min() for axis in (0, 1))
+        shifted = image[rows - rows.min() + top, columns - columns.min() + left]
+        assert np.abs(shifted - expected[rows, columns]).max() <= 1  # float32
+        assert np.count_nonzero(image) == len(rows)
+
+
+def test_pixels_larger_than_voxels_are_averages():
+    volume = np.where(np.indices((64, 64, 8)).sum(0) % 2, 200, 100).astype(np.float32)  # as fine as can be
+    volume[:8], volume[-8:], volume[:, :8], volume[:, -8:] = 0, 0, 0, 0
+    images, *_ = cut_slices(volume, np.eye(4), SliceGeometry(image_size=16, field_of_view=64, num_slices=2))
+    inside = ndimage.binary_erosion(images > 0, np.ones((1, 3, 3)))
+    assert inside.sum() > 100
+    assert np.all(np.abs(images[inside] - 191.0) <= 1)
+
+
+def test_outliers_and_missing_values_do_not_set_the_scale():
+    volume = brain()
+    expected, *_ = cut_slices(volume, AFFINE, SMALL)
+    for value in (1e7, -1e7, np.nan, np.inf):
+        spoiled = volume.copy()
+        spoiled[12:14, 20, 20] = value
+        images, *_ = cut_slices(*read_volume([nib.Nifti1Image(spoiled, AFFINE).to_bytes()]), SMALL)
+        assert (np.abs(images.astype(int) - expected) > 2).sum() < 30
+    far, *_ = cut_slices(np.where(volume > 0, volume + 3000, 0).astype(np.float32), AFFINE, SMALL)
+    assert np.all(far[expected > 100] > 200)  # black is 0, not the darkest tissue
+    standardised = np.where(volume > 0, (volume - 90) / 25, 0).astype(np.float32)
+    images, *_ = cut_slices(standardised, AFFINE, SMALL)
+    assert np.all(images[expected == 0] == 0) and np.all(images[expected > 180] > 140)
+
+
+def test_slice_range_count_and_field_of_view():
+    both, *_ = cut_slices(brain(), AFFINE, SliceGeometry(image_size=32, num_slices=9, slice_range=(0.0, 1.0)))
+    areas = (both > 0).sum((1, 2))
+    assert areas.argmax() in (3, 4, 5) and areas[0] < 0.3 * areas[4] and areas[8] < 0.3 * areas[4] and areas.min() > 0
+    single = SliceGeometry(image_size=32, num_slices=1, slice_range=(0.2, 0.8))
+    one, (position,), _ = cut_slices(brain(), AFFINE, single)
+    assert one.shape == (1, 32, 32) and abs(position - (-60 + 4 * 15.5)) <= 2
+    close, *_ = cut_slices(brain(), AFFINE, dataclasses.replace(single, field_of_view=128.0))
+    assert 3.5 < (close > 0).sum() / (one > 0).sum() < 4.5
+    _, positions, _ = cut_slices(brain(), AFFINE, SliceGeometry(num_slices=60, image_size=32))  # more than there are
+    assert len(set(positions)) == 60
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"plane": "transverse"}, "plane is one of axial, coronal, sagittal. Received: transverse."),
+        ({"num_slices": 0}, "num_slices is at least 1. Received: 0."),
+        ({"slice_range": (0.9, 0.1)}, "slice_range rises within 0 and 1. Received: (0.9, 0.1)."),
+        ({"image_size": 8}, "image_size is at least 16 pixels. Received: 8."),
+        ({"field_of_view": 0.0}, "field_of_view is above 0 mm. Received: 0.0."),
+    ],
+)
+def test_impossible_geometry_is_refused(wrong, text):
+    with pytest.raises(ValueError) as error:
+        SliceGeometry(**wrong)
+    assert str(error.value) == text
+
+
+def test_published_split_goes_by_case_and_seeded_by_subject():
+    names = [f"OAS1_{case:04d}" for case in (1, 401, 402, 440, 441, 457)]
+    published = split_subjects(names, "published")
+    assert [published[name] for name in names] == ["train", "train", "validate", "validate", "test", "test"]
+    for others in (["OAS1_0001", "OAS1_0458", "OAS1_0003"], ["IXI013", "IXI014", "OAS1_0001"]):
+        assert sorted(split_subjects(others, "published").values()) == ["test", "train", "validate"]
+    people = [f"IXI{number:03d}" for number in range(354)]
+    seeded = split_subjects(people, "seeded", seed=1)
+    assert [list(seeded.values()).count(part) for part in ("train", "validate", "test")] == [302, 35, 17]
+    assert split_subjects(people[::-1], "seeded", seed=1) == seeded != split_subjects(people, "seeded", seed=2)
+    with pytest.raises(ValueError, match=r"at least 3 subjects, one each to .* Received: 2\.$"):
+        split_subjects(names[:2], "seeded")
+
+
+def test_disc_extracted_and_packed_gives_the_same_slices(tmp_path, capsys):
+    disc = write_disc(tmp_path / "extracted", (1, 2, 402, 441))
+    archive = pack(disc, tmp_path / "oasis_cross-sectional_disc1.tar.gz")
+    extracted = quickly(disc, tmp_path / "a")
+    packed = quickly(archive, tmp_path / "b", num_workers=2)
+    (tmp_path / "discs").mkdir()
+    archive.rename(tmp_path / "discs" / archive.name)
+    in_folder = quickly(tmp_path / "discs", tmp_path / "c")
+    cases = {"train": (1, 2), "validate": (402,), "test": (441,)}
+    names = {f"keras_png_slices_{s}/case_{c:03d}_slice_{k}.nii.png" for s in cases for c in cases[s] for k in range(6)}
+    assert set(slices_of(extracted)) == names
+    assert slices_of(extracted) == slices_of(packed) == slices_of(in_folder)
+    assert read_bytes(packed) == read_bytes(in_folder)
+    folders = {f"keras_png_slices_{split}" for split in cases}
+    assert {path.name for path in extracted.iterdir()} == folders | {"manifest.csv", "prepare.json"}
+    image = iio.imread(extracted / "keras_png_slices_validate" / "case_402_slice_3.nii.png")
+    volume = np.trunc(10 * brain(seed=402))  # stored from right to left
+    np.testing.assert_array_equal(image, cut_slices(volume.astype(np.float32), AFFINE, SMALL)[0][3])
+    assert capsys.readouterr().out == ""  # no notes
+
+
+def test_manifest_says_who_where_and_from_what(tmp_path):
+    disc = write_disc(tmp_path / "extracted", (1, 402, 442))
+    rows = manifest(quickly(pack(disc, tmp_path / "disc1.tgz"), tmp_path / "out"))
+    assert tuple(rows[0]) == ingest.COLUMNS and len(rows) == 18
+    assert {row["file"] for row in rows} == set(slices_of(tmp_path / "out"))
+    first, other = rows[0], rows[6]
+    atlas = "disc1.tgz:disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc.img"
+    assert (first["split"], first["case"], first["subject"], first["slice"]) == ("train", "1", "OAS1_0001", "0")
+    assert (first["source"], first["age"], first["sex"], first["diagnosis"]) == (atlas, "71", "Female", "CDR 0.5")
+    assert (other["split"], other["age"], other["diagnosis"]) == ("validate", "76", "")  # not tested
+    assert np.all(np.diff([float(row["position_mm"]) for row in rows[:6]]) > 0)
+
+
+def test_participants_table_of_bids_is_used(tmp_path):
+    source = tmp_path / "bids"
+    for name in ("sub-01", "sub-02", "sub-A3"):
+        write_nifti(source / name / "anat" / f"{name}_T1w.nii.gz", brain())
+        write_nifti(source / name / "anat" / f"{name}_FLAIR.nii.gz", np.ones((8, 8, 8), np.float32))
+    table = "participant_id\tage\tsex\tgroup\nsub-01\t34\tF\tcontrol\nsub-02\tn/a\tM\tpatient\nA3\t61\tM\tn/a\n"
+    (source / "participants.tsv").write_text(table)
+    rows = manifest(quickly(source, tmp_path / "out"))[::6]
+    found = [",".join(row[key] for key in ("case", "subject", "age", "sex", "diagnosis")) for row in rows]
+    assert found == ["1,sub-01,34,F,control", "2,sub-02,,M,patient", "3,sub-A3,61,M,"]
+    assert {row["split"] for row in rows} == {"train", "validate", "test"}
+    assert all(row["source"].endswith("_T1w.nii.gz") for row in rows)
+
+
+def test_mask_beside_a_volume_strips_the_skull(tmp_path, capsys):
+    inside, rng = brain() > 0, np.random.default_rng(0)
+    head = np.where(inside, brain(), 0) + rng.uniform(5, 15, inside.shape).astype(np.float32)
+    shell = ndimage.binary_dilation(inside, iterations=3) & ~ndimage.binary_dilation(inside)
+    head[shell] = 300
+    fine, fine_affine = np.kron(inside, np.ones((2, 2, 2))), AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    fine_affine[:3, 3] -= 1  # mm: the first of two voxels begins where the one began
+    for name in ("IXI001", "IXI002", "IXI003"):
+        write_nifti(tmp_path / "volumes" / f"{name}_T1.nii.gz", head)
+    write_nifti(tmp_path / "volumes" / "IXI001_T1_DLMUSE.nii.gz", (47 * inside).astype(np.uint8))
+    turned, turned_affine = stored(fine.astype(np.uint8), fine_affine, "PSR")
+    write_nifti(tmp_path / "volumes" / "IXI002_T1_brain_mask.nii.gz", turned, turned_affine)
+    folder = quickly(tmp_path / "volumes", tmp_path / "out", SliceGeometry(image_size=64, num_slices=6))
+    assert "note: 1 of 3 volumes have no mask beside them: the skull stays\n" in capsys.readouterr().out
+    images = {}
+    for row in manifest(folder):
+        images.setdefault(row["subject"], []).append(iio.imread(folder / row["file"]))
+    stripped, by_finer_mask, whole = (np.stack(images[name]) for name in ("IXI001", "IXI002", "IXI003"))
+    np.testing.assert_array_equal(stripped, by_finer_mask)
+    expected, *_ = cut_slices(head, AFFINE, SliceGeometry(image_size=64, num_slices=6), mask=inside)
+    np.testing.assert_array_equal(stripped, expected)
+    assert np.all(stripped[:, [0, -1]] == 0) and (stripped == 0).mean() > 0.6
+    assert (whole > 0).sum() > 1.5 * (stripped > 0).sum()  # the shell and the air's noise
+    with tarfile.open(tmp_path / "volumes.tar", "w") as tar:
+        tar.add(tmp_path / "volumes", arcname=".")
+    packed = quickly(tmp_path / "volumes.tar", tmp_path / "packed", SliceGeometry(image_size=64, num_slices=6))
+    assert slices_of(packed) == slices_of(folder)
+
+
+def test_one_volume_a_subject_and_the_others_are_named(tmp_path, capsys):
+    source = write_people(tmp_path / "volumes", 3)
+    write_nifti(source / "later" / "IXI002-HH-T2.nii.gz", np.ones((8, 8, 8), np.float32))
+    write_nifti(source / "IXI003-HH-PD.nii", np.ones((8, 8, 8), np.float32))
+    rows = manifest(quickly(source, tmp_path / "out"))
+    assert len(rows) == 18 and all("-T1" in row["source"] for row in rows)
+    note = "note: 2 further volumes of these subjects are left out: later/IXI002-HH-T2.nii.gz, IXI003-HH-PD.nii\n"
+    assert capsys.readouterr().out == note
+
+
+def test_other_subject_pattern(tmp_path):
+    for name in ("scan-7_a", "scan-7_b", "scan-8_a", "mine"):
+        write_nifti(tmp_path / "volumes" / f"{name}.nii.gz", brain())
+    rows = manifest(quickly(tmp_path / "volumes", tmp_path / "out", subject_pattern=r"scan-\d"))
+    assert sorted({row["subject"] for row in rows}) == ["mine", "scan-7", "scan-8"]
+    with pytest.raises(ValueError, match=r"^subject_pattern is no regular expression .* Received: \(\.$"):
+        quickly(tmp_path / "volumes", tmp_path / "other", subject_pattern="(")
+
+
+def test_single_disc_leaves_splits_empty_and_says_so(tmp_path, capsys):
+    disc = write_disc(tmp_path / "extracted", (1, 2, 3))
+    assert {row["split"] for row in manifest(quickly(disc, tmp_path / "published"))} == {"train"}
+    told = "note: the published split leaves validate and test empty; the seeded split fills all three\n"
+    assert capsys.readouterr().out == told
+    rows = manifest(quickly(disc, tmp_path / "seeded", split="seeded"))
+    assert {row["split"] for row in rows} == {"train", "validate", "test"} and capsys.readouterr().out == ""
+    assert {row["case"] for row in rows} == {"1", "2", "3"}
+
+
+def test_one_volume_file_brings_its_mask(tmp_path):
+    name = "OAS1_0007_brain.nii.gz"
+    write_nifti(tmp_path / "volumes" / name, brain())
+    write_nifti(tmp_path / "volumes" / "OAS1_0007_brain_mask.nii.gz", (brain() > 150).astype(np.uint8))
+    write_nifti(tmp_path / "volumes" / "OAS1_0008_brain.nii.gz", brain())
+    folder = quickly(tmp_path / "volumes" / name, tmp_path / "out")
+    assert {row["subject"] for row in manifest(folder)} == {"OAS1_0007"}
+    assert sum((iio.imread(folder / name) > 0).sum() for name in slices_of(folder)) < 300
+
+
+@pytest.mark.parametrize("packed, num_workers", [(False, 1), (True, 2)])
+def test_killed_run_is_completed_to_the_same_bytes(tmp_path, packed, num_workers):
+    source, geometry = write_disc(tmp_path / "extracted", range(390, 420)), SliceGeometry(image_size=64, num_slices=20)
+    if packed:
+        source = pack(source, tmp_path / "disc.tar.gz")
+    expected = quickly(source, tmp_path / "uninterrupted", geometry, num_workers=3 - num_workers)
+    folder, partial = tmp_path / "killed", tmp_path / "killed.partial"
+    code = "from oasis_vq.ingest import SliceGeometry, prepare; import sys; "
+    code += f"prepare(sys.argv[1], sys.argv[2], SliceGeometry(image_size=64, num_slices=20), num_workers={num_workers})"
+    process = subprocess.Popen([sys.executable, "-c", code, source, folder], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not list(partial.glob("*/case_396_*.png")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() != 0
+    process.communicate(timeout=10)  # the pipe ends only when every worker that inherited it has ended
+    written = list(partial.glob("*/case_*.png"))
+    assert 20 < len(written) < 600 and not folder.exists() and not (partial / "manifest.csv").exists()
+    first = partial / "keras_png_slices_train" / "case_390_slice_0.nii.png"
+    modified = first.stat().st_mtime_ns
+
+    quickly(source, folder, geometry, num_workers=num_workers)
+    assert read_bytes(folder) == read_bytes(expected) and not partial.exists()
+    assert (folder / "keras_png_slices_train" / first.name).stat().st_mtime_ns == modified  # continued, not begun anew
+
+
+def test_finished_folder_is_left_alone_and_another_refused(tmp_path):
+    source = write_people(tmp_path / "volumes")
+    folder = quickly(source, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert quickly(source, folder) == folder
+    with pytest.raises(FileExistsError) as other:
+        quickly(source, folder, SliceGeometry(image_size=48, num_slices=6))
+    assert '{"image_size": 32}, not {"image_size": 48}' in str(other.value) and "\n" not in str(other.value)
+    write_nifti(source / "IXI009-HH-T1.nii.gz", brain())
+    with pytest.raises(FileExistsError, match=r"IXI001.*Name another folder, or remove this one\.$"):
+        quickly(source, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"which holds files without prepare\.json\."):
+        quickly(source, tmp_path / "full")
+
+
+def test_partial_folder_with_other_parameters_is_begun_anew(tmp_path):
+    source, partial = write_people(tmp_path / "volumes"), tmp_path / "anew.partial"
+    expected = quickly(source, tmp_path / "out")
+    (partial / ".subjects").mkdir(parents=True)
+    parameters = json.loads((expected / "prepare.json").read_text())
+    (partial / "prepare.json").write_text(json.dumps({**parameters, "seed": 5}))
+    (partial / ".subjects" / "case_001.json").write_text("of another person")
+    assert read_bytes(quickly(source, tmp_path / "anew")) == read_bytes(expected)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+
+
+def without_affine(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[280:328] = bytes(48)  # the three rows of the affine
+    path.write_bytes(gzip.compress(content))
+
+
+@pytest.mark.parametrize(
+    "spoil, text",
+    [
+        (cut_off, "Compressed file ended"),
+        (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "neither NIfTI nor ANALYZE"),
+        (lambda path: path.write_bytes(b""), "neither NIfTI nor ANALYZE"),
+        (lambda path: write_nifti(path, np.full((9, 9, 9), 7, np.float32)), "it is empty: all its values are 7"),
+        (lambda path: write_nifti(path, np.zeros((9, 9, 9, 5), np.float32)), r"its shape is \(9, 9, 9, 5\)"),
+        (without_affine, ""),
+    ],
+)
+def test_broken_volume_is_named(tmp_path, spoil, text):
+    source = write_people(tmp_path / "volumes")
+    spoil(source / "IXI002-HH-T1.nii.gz")
+    with pytest.raises(ValueError, match=rf"^IXI002-HH-T1\.nii\.gz cannot be used: {text}.*move it away\.$"):
+        quickly(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_mask_archive_and_pair_are_named(tmp_path):
+    source = write_people(tmp_path / "volumes")
+    mask = source / "IXI003-HH-T1_mask.nii.gz"
+    write_nifti(mask, np.zeros((36, 44, 32), np.uint8))
+    with pytest.raises(ValueError, match=r"^IXI003-HH-T1\.nii\.gz cannot be used: its mask is empty\. Replace"):
+        quickly(source, tmp_path / "out", num_workers=2)  # the error comes from a worker
+    mask.write_bytes(b"no mask")
+    with pytest.raises(ValueError, match=r"^IXI003-HH-T1_mask\.nii\.gz cannot be used: neither NIfTI nor"):
+        quickly(source, tmp_path / "out")
+
+    disc = write_disc(tmp_path / "extracted", (1, 2, 3))
+    archive = pack(disc, tmp_path / "disc1.tar.gz")
+    whole = archive.read_bytes()
+    for share in (0.3, 0.7, 0.999):
+        archive.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"disc1\.tar\.gz cannot be read as an archive .*Download it again\.$"):
+            quickly(archive, tmp_path / "other")
+    archive.write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r"disc1\.tar\.gz cannot be read as an archive \(Not a gzipped file"):
+        quickly(archive, tmp_path / "other")
+
+    image = next(disc.rglob("OAS1_0002_MR1*masked_gfc.img"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match=r"OAS1_0002_MR1_mpr_n3_anon_111_t88_masked_gfc\.img cannot be used: Expected"):
+        quickly(disc, tmp_path / "other")
+    image.unlink()
+    with pytest.raises(ValueError, match=r"masked_gfc\.hdr is half a volume: its \.hdr or \.img file is missing\.$"):
+        quickly(disc, tmp_path / "other")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "other").exists()
+
+
+def test_nothing_to_prepare_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^There is no .*absent to prepare slices from\.$"):
+        quickly(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"^No volumes in .*empty\. Expected \.nii, "):
+        quickly(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ValueError, match="at least 3 subjects"):
+        quickly(write_people(tmp_path / "volumes", 2), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_tasks_are_taken_only_as_they_are_needed():
+    taken = []
+
+    def tasks():
+        for number in range(20):
+            taken.append(number)
+            yield (number,)
+
+    for number, root in enumerate(run_tasks(math.sqrt, tasks(), num_workers=2)):
+        assert root == math.sqrt(number) and len(taken) <= number + 5
+    assert len(taken) == 20
+
+
+def test_import_needs_no_tensorflow():
+    code = "import sys, oasis_vq.ingest; print('tensorflow' in sys.modules, 'skimage' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_real_volumes(tmp_path):
+    if not REAL_VOLUMES.is_dir():
+        pytest.skip(f"no real volumes in {REAL_VOLUMES} (set OASIS_VQ_REAL_VOLUMES)")
+    code = "import sys; from oasis_vq.ingest import prepare; prepare(sys.argv[1], sys.argv[2])"
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code, REAL_VOLUMES, tmp_path / "out"], cwd=ROOT, check=True)
+    assert time.monotonic() - start < 20
+    rows = manifest(tmp_path / "out")
+    assert len(rows) == 32 * 8 and all("DLMUSE" not in row["source"] for row in rows)
+    images = np.stack([iio.imread(tmp_path / "out" / row["file"]) for row in rows]).reshape(8, 32, 256, 256)
+    shares = (images > 0).mean((2, 3))
+    assert np.all(shares[:, 8:20] > 0.2) and np.all(shares > 0.02) and np.all(shares < 0.35)
+    assert not images[:, :, :20].any() and not images[..., :40].any() and not images[..., -40:].any()
+    rows = np.arange(256)[:, None]
+    heights = ((images > 0) * rows).sum((2, 3)) / (images > 0).sum((2, 3))
+    assert np.all(heights[:, 0] > heights[:, 6] + 4)  # the cerebellum lies behind the middle of what is above it
