@@ -1,4 +1,4 @@
-# make notebooks · make test · make figures · make lint · make clean
+# make notebooks · make test · make figures · make bench · make test-slow · make lint · make clean
 # Each makes .venv and installs what is needed, once; it is done again when the lists of packages change.
 
 PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; do \
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; d
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: notebooks figures test test-slow lint clean
+.PHONY: notebooks figures bench test test-slow lint clean
 .DEFAULT_GOAL := notebooks
 
 .venv/installed: requirements.txt pyproject.toml
@@ -23,6 +23,9 @@ notebooks: .venv/installed
 
 figures: .venv/installed
 	$(BIN)/python tools/notebooks.py --commit
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest
