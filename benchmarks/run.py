@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-os.environ.setdefault("OASIS_VQ_CACHE", tempfile.mkdtemp(prefix="oasis_vq_cache_"))
-
 import oasis_vq as ovq
 from oasis_vq.config import ROOT, start_tensorflow, write_json
 
@@ -44,10 +42,11 @@ def in_turns(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in values.items()}
 
 
-def data() -> tuple[list[str], list[list[str]], dict]:
+def data(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
     """Read a cohort at 256x256: slices a second of each way, and how many times the rate of a training that is."""
     from oasis_vq.training import _train_vqvae
 
+    os.environ["OASIS_VQ_CACHE"] = str(scratch / "cache")
     folder = ovq.make_cohort(ROOT / "data" / "phantom256-60", num_subjects=60)
     index = ovq.find_slices(folder)
     slices, config = index.train, ovq.recipe("default256").vqvae
@@ -55,14 +54,13 @@ def data() -> tuple[list[str], list[list[str]], dict]:
     count = len(slices)
 
     def making_the_cache() -> float:
-        shutil.rmtree(ovq.Paths().cache, ignore_errors=True)
+        shutil.rmtree(scratch / "cache", ignore_errors=True)
         start = time.perf_counter()
         ovq.cached_images(slices, image_size=256)
         return count / (time.perf_counter() - start)
 
     def tensorflow_cache() -> Callable[[], float]:
-        files = tempfile.mkdtemp(prefix="oasis_vq_tf_cache_")
-        stored = ovq.make_dataset(slices, image_size=256, batch_size=config.batch_size).cache(f"{files}/cache")
+        stored = ovq.make_dataset(slices, image_size=256, batch_size=config.batch_size).cache(str(scratch / "tf"))
         rate(stored, count)
         return lambda: rate(stored, count)
 
@@ -116,16 +114,13 @@ def main() -> int:
         parser.error(f"a benchmark is one of {', '.join(BENCHMARKS)}. Received: {', '.join(unknown)}")
     RESULTS.mkdir(exist_ok=True)
     about = machine()
-    try:
-        for name in names:
-            header, rows, values = BENCHMARKS[name]()
-            write_json(RESULTS / f"{name}.json", {**about, **values})
-            print(f"\n### {name}: {about['devices']}\n")
-            for cells in (header, ["---"] * len(header), *rows):
-                print(f"| {' | '.join(cells)} |")
-    finally:
-        if Path(os.environ["OASIS_VQ_CACHE"]).name.startswith("oasis_vq_cache_"):
-            shutil.rmtree(os.environ["OASIS_VQ_CACHE"], ignore_errors=True)
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            header, rows, values = BENCHMARKS[name](Path(scratch))
+        write_json(RESULTS / f"{name}.json", {**about, **values})
+        print(f"\n### {name}: {about['devices']}\n")
+        for cells in (header, ["---"] * len(header), *rows):
+            print(f"| {' | '.join(cells)} |")
     return 0
 
 

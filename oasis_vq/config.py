@@ -59,6 +59,9 @@ class Augmentation(Config):
     max_shift: int = 0
     """Largest random shift along each axis in pixels; black comes in."""
 
+    def __post_init__(self):
+        self._require(self.max_shift >= 0, "max_shift is at least 0", self.max_shift)
+
     @property
     def augments(self) -> bool:
         """Whether any change is asked for."""
@@ -103,6 +106,7 @@ class VQVAEConfig(Augmentation):
     """Seed of the weights and of the order of the slices."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._require(self.downsampling in (2, 4, 8, 16), "downsampling is 2, 4, 8 or 16", self.downsampling)
         nearest = max(1, round(self.image_size / self.downsampling)) * self.downsampling
         self._require(
@@ -113,7 +117,7 @@ class VQVAEConfig(Augmentation):
         self._require(self.ssim_weight == 0 or self.image_size >= 11, "SSIM needs 11 pixels or more", self.image_size)
         self._require(self.quantizer in ("gradient", "ema"), "quantizer is 'gradient' or 'ema'", self.quantizer)
         self._require(self.fit in ("pad", "stretch"), "fit is 'pad' or 'stretch'", self.fit)
-        self._require(0 <= self.max_shift < self.image_size, "max_shift is below image_size", self.max_shift)
+        self._require(self.max_shift < self.image_size, "max_shift is below image_size", self.max_shift)
         for name in ("width", "num_embeddings", "embedding_dim", "batch_size", "epochs"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
 
@@ -236,6 +240,14 @@ def profile() -> str:
     if value not in ("quick", "full"):
         raise ValueError(f"OASIS_VQ_PROFILE is 'quick' or 'full'. Received: {value}.")
     return value
+
+
+def limit_train() -> int | None:
+    """Return how many training subjects the notebooks use at most (`OASIS_VQ_LIMIT_TRAIN`, all if unset)."""
+    value = os.environ.get("OASIS_VQ_LIMIT_TRAIN") or None
+    if value is not None and not (value.isdecimal() and int(value) >= 1):
+        raise ValueError(f"OASIS_VQ_LIMIT_TRAIN is a number from 1 on. Received: {value}.")
+    return None if value is None else int(value)
 
 
 def setup(seed: int = 0) -> None:

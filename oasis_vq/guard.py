@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from oasis_vq.slices import UNKNOWN, Finding, SliceIndex, Slices, scan
+from oasis_vq.slices import LABELS, UNKNOWN, Finding, SliceIndex, Slices, scan
 
 PUBLISHED_COUNTS = {"OASIS": (9664, 1120, 544), "ADNI": (21520, 9000)}
 """Slices of each split in the published sets; ADNI's first number is train and validate together."""
@@ -23,13 +23,15 @@ FEW_SUBJECTS = 10
 """Fewer subjects to train on than this are noted."""
 DARK = 64
 """An image without a pixel this bright, of 255, was probably scaled wrongly."""
+PNG = b"\x89PNG\r\n\x1a\n"
 BLACK = 12
 """Pixels up to this, of 255, count as background: 0.05, as in brain_ssim."""
 LABEL_PIXELS = 64
 """An image with fewer pixels beside its background is too empty to be taken for a map of labels."""
-LABEL_EVENNESS = 0.5
-"""Share of the pixels beside the background that equal their right neighbour beyond which an image is taken for a map
-of labels: brains have up to 0.25 (IXI at 2 mm), maps of 4 to 145 labels from 0.62 on."""
+LABEL_EVENNESS = {1: 0.5, 4: 0.15}
+"""Share of the pixels beside the background that equal their right neighbour, in the image and in every fourth row and
+column of it, beyond which it is taken for a map of labels. Measured at 2 mm: maps of 4 to 145 labels have at least 0.62
+and 0.18, IXI brains at most 0.25 and 0.07; brains enlarged by repeating pixels 0.75 and 0.13."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class _Image:
 
     fault: str = ""
     shape: tuple[int, int] = (0, 0)
-    channels: int = 1
+    in_colour: bool = False
     bits: int = 8
     maximum: int = 0
     background: float = 1.0
@@ -71,7 +73,7 @@ _RULES = (
         "Put the image in its place; maps belong into keras_png_slices_seg_train and the like.",
     ),
     _Rule(
-        "colour", False, lambda image: image.channels > 1,
+        "colour", False, lambda image: image.in_colour,
         "it is in colour, and read as grey",
         "Nothing to do if its brightness is what counts.",
     ),
@@ -104,26 +106,41 @@ _RULES = (
 
 
 def _examine(path: str) -> _Image:
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except OSError:  # no permission, or a link to nowhere
+        return _Image(fault="unreadable")
     if data.startswith(b"version https://git-lfs"):
         return _Image(fault="pointer")
     try:
-        image = tf.io.decode_image(data, expand_animations=False).numpy()  # (height, width, channels) uint8
+        image = tf.io.decode_image(data, channels=1, expand_animations=False)  # (height, width, 1) uint8, as training
     except tf.errors.OpError:
         return _Image(fault="unreadable")
-    grey = image[..., 0]
+    grey = image.numpy()[..., 0]
     counts = np.bincount(grey.ravel(), minlength=256)
-    content = grey != counts.argmax()  # the commonest value is the background's
-    even = int((content[:, :-1] & (grey[:, :-1] == grey[:, 1:])).sum())
+    background = counts.argmax()  # the commonest value
     return _Image(
         shape=grey.shape,
-        channels=image.shape[-1],
-        bits=data[24] if data.startswith(b"\x89PNG") else 8,  # in the PNG header
+        in_colour=_is_in_colour(data),
+        bits=data[24] if data.startswith(PNG) else 8,  # in the PNG header
         maximum=int(grey.max()),
         background=float(counts[: BLACK + 1].sum() / grey.size),
-        is_labels=bool(content.sum() >= LABEL_PIXELS and even > LABEL_EVENNESS * content.sum()),
-        digest=hashlib.blake2b(image.tobytes(), digest_size=16).digest() if counts[0] < grey.size else b"",
+        is_labels=grey.size - counts[background] >= LABEL_PIXELS
+        and all(_evenness(grey[::step, ::step], background) > share for step, share in LABEL_EVENNESS.items()),
+        digest=hashlib.blake2b(grey.tobytes(), digest_size=16).digest() if counts[background] < grey.size else b"",
     )
+
+
+def _is_in_colour(data: bytes) -> bool:
+    if data.startswith(PNG):
+        return data[25] not in (0, 4)  # grey, grey with transparency
+    return bool(data.startswith(b"\xff\xd8") and tf.io.extract_jpeg_shape(data)[-1] != 1)
+
+
+def _evenness(grey: np.ndarray, background: int) -> float:
+    """Return the share of the pixels beside the background that equal their right neighbour."""
+    content = grey != background
+    return (content[:, :-1] & (grey[:, :-1] == grey[:, 1:])).sum() / max(content.sum(), 1)
 
 
 def _examine_all(slices: Slices) -> list[_Image]:
@@ -133,9 +150,10 @@ def _examine_all(slices: Slices) -> list[_Image]:
 
 def check_folder(folder: str | Path) -> tuple[SliceIndex, list[Finding]]:
     """Return the slices of a data folder and everything that the guard finds, errors first."""
-    index, findings = scan(folder)
-    found = [*findings, *check_slices(index.splits()), *_notes(index)]
-    return index, sorted(found, key=lambda finding: not finding.is_error)
+    index, errors = scan(folder)
+    parts = {split: part for split, part in index.splits().items() if len(part)}
+    findings = [*errors, *check_slices(parts), *_notes(index)]
+    return index, sorted(findings, key=lambda finding: not finding.is_error)
 
 
 def check_slices(parts: dict[str, Slices]) -> list[Finding]:
@@ -147,12 +165,12 @@ def check_slices(parts: dict[str, Slices]) -> list[Finding]:
 
 
 def checked(index: SliceIndex) -> list[Finding]:
-    """Return the notes on the slices of an index, for a training to say before it starts.
+    """Return all notes on the slices of an index, for a training to say before it starts.
 
     Raises:
         ValueError: if there is an error among the findings.
     """
-    findings = check_slices(index.splits())
+    findings = [*check_slices(index.splits()), *_notes(index)]
     refuse_errors(findings, index.root)
     return findings
 
@@ -171,11 +189,17 @@ def refuse_errors(findings: list[Finding], root: Path) -> None:
 
 
 def without_unreadable(index: SliceIndex) -> tuple[SliceIndex, list[str]]:
-    """Return the index without the slices that cannot be decoded, and the paths of those."""
+    """Return the index without the slices that cannot be decoded, and the paths of those.
+
+    Raises:
+        FileNotFoundError: if nothing is left of a split.
+    """
     kept, dropped = {}, []
     for split, part in index.splits().items():
         faulty = np.array([bool(image.fault) for image in _examine_all(part)])
         kept[split] = part[~faulty]
+        if faulty.all():
+            raise FileNotFoundError(f"Not one of the {len(part)} slices to {split} in {index.root} can be decoded.")
         dropped += part.path[faulty].tolist()
     return replace(index, **kept), dropped
 
@@ -216,6 +240,7 @@ def _duplicates(parts: dict[str, Slices], images: dict[str, list[_Image]]) -> It
 
 def _notes(index: SliceIndex) -> Iterator[Finding]:
     """Yield notes on who and how much there is."""
+    yield from index.notes
     sizes = {split: len(part) for split, part in index.splits().items()}
     if not all(sizes.values()):
         return
@@ -230,16 +255,15 @@ def _notes(index: SliceIndex) -> Iterator[Finding]:
             text = f"fewer slices than the {usual} that most subjects of the split have"
             yield Finding("incomplete", False, text, "See whether files are missing.", tuple(short))
     is_adni = bool((index.train.label != UNKNOWN).any())
-    if is_adni and all(subject.isdigit() for subject in np.unique(index.test.subject)):
-        text = "ids are those of images: one person, imaged twice, may stand in two splits"
-        remedy = (
-            "Download the table of the image collection from ADNI (columns 'Image Data ID' and 'Subject') and put it "
-            "here as CSV: then people are told apart."
-        )
-        yield Finding("image ids", False, text, remedy, (str(index.root),))
     counts = (sizes["train"] + sizes["validate"], sizes["test"]) if is_adni else tuple(sizes.values())
     name = "ADNI" if is_adni else "OASIS"
     if counts != PUBLISHED_COUNTS[name]:
         here, published = (" / ".join(f"{count:,}" for count in of) for of in (counts, PUBLISHED_COUNTS[name]))
         text = f"{here} slices, where the published {name} set has {published}"
-        yield Finding("counts", False, text, "Nothing, if these are other data or a part.", (str(index.root),))
+        yield Finding("counts", False, text, "Nothing to do if these are other data or a part.", (str(index.root),))
+    for label, name in enumerate(LABELS if is_adni else ()):
+        without = [split for split, part in index.splits().items() if label not in part.label]
+        if without:
+            text = f"there is no {name} to {' and to '.join(without)}"
+            remedy = "A prior is told of classes only if it can learn both."
+            yield Finding("classes", False, text, remedy, (str(index.root),))

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from oasis_vq.config import Paths, profile, write_whole
+from oasis_vq.config import Paths, limit_train, profile, write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, SliceIndex, find_slices
 from oasis_vq.workers import finish, is_finished, run_tasks, start_or_continue
 
@@ -309,12 +309,14 @@ def make_cohort(
 def find_or_make_slices(image_size: int) -> SliceIndex:
     """List the slices of the data folder that `OASIS_VQ_DATA` names; without one, of a phantom cohort made for it.
 
+    `OASIS_VQ_LIMIT_TRAIN` limits the training subjects of a data folder.
+
     Args:
         image_size: of the phantom slices, in pixels. The cohort has 24 subjects in the quick profile, 354 in the full.
     """
     paths = Paths()
     if paths.data:
-        return find_slices(paths.data)
+        return find_slices(paths.data, limit_train=limit_train())
     num_subjects = 24 if profile() == "quick" else 354
     folder = paths.phantom / f"phantom{image_size}-{num_subjects}"
     return find_slices(make_cohort(folder, num_subjects=num_subjects, image_size=image_size))

@@ -6,6 +6,7 @@ ADNI: `{train,test}/{AD,NC}/<id>_<slice>.jpeg`; validation is cut from train, by
 
 import csv
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ import numpy as np
 SPLITS = ("train", "validate", "test")
 LABELS = ("NC", "AD")
 """Classes of the ADNI layout: normal control is label 0, Alzheimer's disease 1."""
+_CLASS_FOLDERS = {"NC": 0, "CN": 0, "AD": 1}  # ADNI itself says CN
 OASIS_SUBJECTS = {"train": 302, "validate": 35, "test": 17}
 """Subjects in the OASIS PNG set."""
 UNKNOWN = -1
 """The label of a slice whose class is not known."""
 VALIDATE_SHARE = 0.1
 """Share of the training subjects of each class that the ADNI layout gives to validation."""
-_OASIS_NAME = re.compile(r"case_(\d+)_slice_(\d+)(\.nii)?\.png")
+_OASIS_NAME = re.compile(r"case_(\d+)_slice_(\d+)(\.nii)?\.png", re.IGNORECASE)
 _ADNI_NAME = re.compile(r"(\w+)_(\d+)\.(jpe?g|png)", re.IGNORECASE)
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff"}
 _EXPECTED = "keras_png_slices_train/case_001_slice_0.nii.png, or train/AD/1001_80.jpeg, and the like"
@@ -95,22 +97,23 @@ class Slices:
         """
         lines = []
         for path, label in zip(self.path, self.label.tolist(), strict=True):
-            found = Path(path).stat()
-            parts = [Path(path).name, found.st_size]
+            found = Path(path).stat() if Path(path).exists() else None  # else a link to nowhere: the guard says so
+            parts = [Path(path).name, found.st_size if found else -1]
             parts += [label] if label != UNKNOWN else []
-            parts += [found.st_mtime_ns] if modified else []
+            parts += [found.st_mtime_ns] if found and modified else []
             lines.append(" ".join(map(str, parts)))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class SliceIndex:
-    """The slices of a data folder by split."""
+    """The slices of a data folder by split, and what their names and places give reason to note."""
 
     root: Path
     train: Slices
     validate: Slices
     test: Slices
+    notes: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
         counts = (f"{split} {len(part)} of {part.num_subjects} subjects" for split, part in self.splits().items())
@@ -128,8 +131,8 @@ class SliceIndex:
 
     @property
     def num_labels(self) -> int:
-        """How many classes there are; 0 if none is known."""
-        return max(int(part.label.max(initial=UNKNOWN)) for part in self.splits().values()) + 1
+        """How many classes there are to tell apart; 0 unless training slices of all `LABELS` are there."""
+        return len(LABELS) if set(range(len(LABELS))) <= set(self.train.label.tolist()) else 0
 
 
 def find_slices(folder: str | Path, *, limit_train: int | None = None, seed: int = 0) -> SliceIndex:
@@ -137,22 +140,25 @@ def find_slices(folder: str | Path, *, limit_train: int | None = None, seed: int
 
     Args:
         folder: a folder in one of the two layouts, or one that holds such a folder.
-        limit_train: if given, at most so many training subjects; with a larger number these are among them.
+        limit_train: if given, at most so many training subjects, of all classes in turn; with a larger number these
+            are among them.
         seed: of that choice, and of the subjects that the ADNI layout gives to validation.
 
     Raises:
         FileNotFoundError: if there are no slices for a split.
         ValueError: if a file is named outside the layout, or a subject is in two splits.
     """
-    index, findings = scan(folder, seed=seed)
-    for finding in findings:
-        if finding.is_error:
-            raise (FileNotFoundError if finding.kind == "nothing found" else ValueError)(str(finding))
+    index, errors = scan(folder, seed=seed)
+    for error in errors:
+        raise (FileNotFoundError if error.kind == "nothing found" else ValueError)(str(error))
     if limit_train is None:
         return index
     if limit_train < 1:
         raise ValueError(f"limit_train is at least 1. Received: {limit_train}.")
-    chosen = ranked(np.unique(index.train.subject), seed)[:limit_train]
+    label_of = dict(zip(index.train.subject.tolist(), index.train.label.tolist(), strict=True))
+    by_class = [[s for s in ranked(label_of, seed) if label_of[s] == label] for label in sorted(set(label_of.values()))]
+    in_turn = [subject for turn in itertools.zip_longest(*by_class) for subject in turn if subject is not None]
+    chosen = in_turn[:limit_train]
     return replace(index, train=index.train[np.isin(index.train.subject, chosen)])
 
 
@@ -170,53 +176,109 @@ class _Row(NamedTuple):
 
 
 def scan(folder: str | Path, *, seed: int = 0) -> tuple[SliceIndex, list[Finding]]:
-    """Return the slices of a data folder, and the faults in their names and places; `find_slices` raises those."""
+    """Return the slices of a data folder, and the errors in their names and places, which `find_slices` raises."""
     root, folders, findings = _layout(Path(folder))
-    rows = []
+    is_adni = any(label != UNKNOWN for _, label in folders.values())
+    rows, misnamed = [], []
     for place, (split, label) in folders.items():
-        for file in sorted(place.iterdir()) if place.is_dir() else ():
-            if file.name.startswith(".") or file.suffix.lower() not in _IMAGE_SUFFIXES:
+        for file in sorted(place.iterdir()) if _is_folder(place) else ():
+            if file.name.startswith(".") or file.suffix.lower() not in _IMAGE_SUFFIXES or file.is_dir():
                 continue
-            match = (_OASIS_NAME if label == UNKNOWN else _ADNI_NAME).fullmatch(file.name)
+            match = (_ADNI_NAME if is_adni else _OASIS_NAME).fullmatch(file.name)
             if match:
-                rows.append(_Row(split, match[1], int(match[2]), label, str(file)))
+                subject = match[1] if is_adni else f"{int(match[1]):03d}"  # case 1 is case 001
+                rows.append(_Row(split, subject, int(match[2]), label, str(file)))
             else:
-                example = "case_001_slice_0.nii.png" if label == UNKNOWN else "1001_80.jpeg"
-                text = f"it is named outside the layout. Expected a name like {example}"
-                findings.append(Finding("name", True, text, "Rename it or move it away.", (str(file),)))
-    if any(label != UNKNOWN for _, label in folders.values()):
-        rows = _with_validation(_with_people(rows, root), seed)
+                misnamed.append(str(file))
+    if misnamed:
+        example = "1001_80.jpeg" if is_adni else "case_001_slice_0.nii.png"
+        text = f"it is named outside the layout. Expected a name like {example}"
+        findings.append(Finding("name", True, text, "Rename it or move it away.", tuple(misnamed)))
+    if is_adni:
+        rows, said = _with_people(rows, root)
+        rows = _with_validation(rows, seed)
+        findings += [*said, *_other_classes(root)]
     findings += [*_missing(folders, rows), *_leaks(rows)]
-    return SliceIndex(root, *(_table(root, [row for row in rows if row.split == split]) for split in SPLITS)), findings
+    tables = (_table(root, [row for row in rows if row.split == split]) for split in SPLITS)
+    notes = tuple(finding for finding in findings if not finding.is_error)
+    return SliceIndex(root, *tables, notes), [finding for finding in findings if finding.is_error]
 
 
 def _layout(folder: Path) -> tuple[Path, dict[Path, tuple[str, int]], list[Finding]]:
     """Return where the layout begins, in the folder or one deeper, and the split and label of its subfolders."""
-    found = {}
-    for root in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
-        oasis = {root / f"keras_png_slices_{split}": (split, UNKNOWN) for split in SPLITS}
-        adni = {root / split / name: (split, LABELS.index(name)) for split in ("train", "test") for name in LABELS}
-        for folders in (adni, oasis):
-            if any(place.is_dir() for place in folders):
-                found[root] = folders
-        if folder in found:
-            break
-    if len(found) == 1:
-        return *found.popitem(), []
-    expected = f"Expected {_EXPECTED} (README, 'Data'), or run: python -m oasis_vq phantom --out data/phantom256"
-    text = f"{' and '.join(map(str, found))} both hold slices" if found else f"No PNG slices in {folder}"
-    return folder, {}, [Finding("nothing found", True, text, "Name one of them." if found else expected)]
+    deeper = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
+    # What is hidden or not complete is not taken for data by the way.
+    deeper = [place for place in deeper if not (place.name.startswith(".") or place.suffix == ".partial")]
+    found = _layouts(folder) or [pair for place in deeper for pair in _layouts(place)]
+    if len(found) == 1 and folder.suffix != ".partial":
+        return *found[0], []
+    text = f"No PNG slices in {folder}"
+    remedy = f"Expected {_EXPECTED} (README, 'Data'), or run: python -m oasis_vq phantom --out data/phantom256"
+    if folder.suffix == ".partial":
+        text, remedy = f"{folder} is not complete", "Give the command that makes it again: it goes on."
+    elif found:
+        text = " and ".join(f"{root} in the {_name(folders)} layout" for root, folders in found) + " hold slices"
+        remedy = "Name one of them, or move one away."
+    elif any(folder in (*folders, *(place.parent for place in folders)) for _, folders in _layouts(folder.parent)):
+        text, remedy = f"{folder} is one part of a data folder", f"Name the whole: {folder.parent}"
+    return folder, {}, [Finding("nothing found", True, text, remedy)]
 
 
-def _with_people(rows: list[_Row], root: Path) -> list[_Row]:
-    """Return the rows with people for image ids, if the folder has ADNI's table of both (see data/README.md)."""
+def _layouts(root: Path) -> list[tuple[Path, dict[Path, tuple[str, int]]]]:
+    """Return the folder with the subfolders of each layout that it has, and their split and label."""
+    oasis = {root / f"keras_png_slices_{split}": (split, UNKNOWN) for split in SPLITS}
+    adni = {
+        root / split / name: (split, label) for split in ("train", "test") for name, label in _CLASS_FOLDERS.items()
+    }
+    return [(root, folders) for folders in (oasis, adni) if any(map(_is_folder, folders))]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:  # what may not be entered is as good as none
+        return False
+
+
+def _name(folders: dict[Path, tuple[str, int]]) -> str:
+    return "OASIS" if any(label == UNKNOWN for _, label in folders.values()) else "ADNI"
+
+
+def _other_classes(root: Path) -> Iterator[Finding]:
+    others = [
+        str(place)
+        for split in ("train", "test")
+        if (root / split).is_dir()
+        for place in sorted((root / split).iterdir())
+        if place.is_dir() and place.name not in _CLASS_FOLDERS and not place.name.startswith(".")
+    ]
+    if others:
+        text = f"it is none of the classes {', '.join(_CLASS_FOLDERS)}, and is not read"
+        yield Finding("classes", False, text, "Rename it if it is meant as one of them.", tuple(others))
+
+
+def _with_people(rows: list[_Row], root: Path) -> tuple[list[_Row], list[Finding]]:
+    """Return the rows with people for image ids, as far as the folder has ADNI's table of both (data/README.md)."""
     people = {}
     for file in sorted(root.glob("*.csv")):
-        with file.open(newline="", encoding="utf-8-sig") as table:
+        with file.open(newline="", encoding="utf-8-sig", errors="replace") as table:
             for row in csv.DictReader(table):
                 if row.get("Image Data ID") and row.get("Subject"):
                     people[row["Image Data ID"].strip().lstrip("I")] = row["Subject"].strip()
-    return [row._replace(subject=people.get(row.subject.lstrip("I"), row.subject)) for row in rows]
+    ids = {row.subject for row in rows}
+    unknown = sorted(name for name in ids if name.lstrip("I").isdigit() and name.lstrip("I") not in people)
+    findings = []
+    if unknown:
+        text = (
+            f"{len(unknown)} of {len(ids)} ids are those of images, and nothing says of whom: "
+            "somebody who was imaged twice may stand in two splits"
+        )
+        remedy = (
+            "Put the table of the image collection, which ADNI offers with a download, into the folder as CSV with the "
+            "columns 'Image Data ID' and 'Subject': then people are told apart."
+        )
+        findings.append(Finding("image ids", False, text, remedy, (str(root),)))
+    return [row._replace(subject=people.get(row.subject.lstrip("I"), row.subject)) for row in rows], findings
 
 
 def _with_validation(rows: list[_Row], seed: int) -> list[_Row]:

@@ -4,8 +4,11 @@ Only a few batches are ever in memory. An image is 8-bit until it is batched, al
 holds exactly what the files give.
 """
 
+import contextlib
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,9 @@ from tqdm import tqdm
 
 from oasis_vq.config import Augmentation, Paths
 from oasis_vq.slices import Slices
+
+ABANDONED = 3600.0
+"""Seconds without a change after which a half-made cache is taken for that of a process that was killed."""
 
 
 def epoch_orders(num_items: int, *, seed: int = 0, first_epoch: int = 0, num_draws: int = 0) -> tf.data.Dataset:
@@ -76,6 +82,11 @@ def make_dataset(
     augmentation = augmentation or Augmentation()
     if augmentation.augments and not shuffle:
         raise ValueError("Augmentation is for training streams: use shuffle=True. Received: shuffle=False.")
+    if fit not in ("pad", "stretch") or augmentation.max_shift >= image_size:
+        raise ValueError(
+            "fit is 'pad' or 'stretch', and max_shift is below image_size. "
+            f"Received: {fit}, {augmentation.max_shift}, {image_size}."
+        )
     num_slices = len(slices)
     copies = 2 if augmentation.upside_down_copies else 1
     if shuffle:
@@ -158,9 +169,15 @@ def cached_images(slices: Slices, *, image_size: int, fit: str = "pad") -> np.nd
     key = hashlib.sha256("\n".join(map(str, key)).encode()).hexdigest()[:12]
     file = folder / f"{slices.root.name}-{image_size}-{key}-{slices.fingerprint(modified=True)[:12]}.npy"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in (*folder.glob(f"{slices.root.name}-{image_size}-{key}-*.npy"), *folder.glob(f".{file.name}.*")):
-            old.unlink()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"{error}. Choose another folder for the cache by OASIS_VQ_CACHE.") from None
+        for old in folder.iterdir():
+            outdated = old.name.startswith(f"{slices.root.name}-{image_size}-{key}-") and old != file
+            with contextlib.suppress(OSError):  # another process does the same, or reads it on Windows
+                if outdated or (old.suffix == ".partial" and time.time() - old.stat().st_mtime > ABANDONED):
+                    old.unlink()
         _write_cache(file, slices, image_size=image_size, fit=fit)
     return np.load(file, mmap_mode="r")
 
@@ -174,19 +191,20 @@ def _write_cache(file: Path, slices: Slices, *, image_size: int, fit: str) -> No
         )
     paths = tf.data.Dataset.from_tensor_slices(slices.path)
     images = paths.map(lambda path: _read_image(path, image_size, fit), num_parallel_calls=tf.data.AUTOTUNE)
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # another process may be making the same
     shape = (len(slices), image_size, image_size, 1)
-    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    progress = tqdm(desc="caching", total=len(slices), unit="image", leave=False)
-    start = 0
-    for batch in images.batch(256).prefetch(1).as_numpy_iterator():
-        array[start : start + len(batch)] = batch
-        start += len(batch)
-        progress.update(len(batch))
-    progress.close()
-    array.flush()
-    del array
-    partial.replace(file)
+    try:
+        with partial.open("wb") as out, tqdm(desc="caching", total=len(slices), unit="image", leave=False) as progress:
+            # Written, not mapped: on a full disk a write is an error, and a mapped page ends the process.
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for batch in images.batch(256).prefetch(1).as_numpy_iterator():
+                out.write(batch.tobytes())
+                progress.update(len(batch))
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_images(slices: Slices, *, image_size: int, fit: str = "pad") -> np.ndarray:

@@ -1,10 +1,12 @@
 """The data guard finds every fault that is planted in a copy of a good cohort, and none in the good one."""
 
+import io
 import shutil
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from PIL import Image
 
 import oasis_vq as ovq
 from oasis_vq.guard import check_readable, without_unreadable
@@ -23,6 +25,8 @@ def kinds(folder):
 def test_good_cohorts_have_no_error(cohort, adni):
     errors, notes = kinds(cohort)
     assert errors == set() and notes == {"few", "counts"}
+    (counts,) = (finding for finding in ovq.check_folder(adni)[1] if finding.kind == "counts")
+    assert "60 / 24 slices, where the published ADNI set has 21,520 / 9,000" in counts.text
     errors, notes = kinds(adni)
     assert errors == set() and notes == {"shape", "image ids", "counts"}
 
@@ -58,6 +62,21 @@ def another_format(folder, file):
     file.write_bytes(iio.imwrite("<bytes>", iio.imread(file), extension=".tiff"))
 
 
+def link_to_nowhere(folder, file):
+    file.unlink()
+    file.symlink_to(folder / "away" / "image.png")
+
+
+def other_content(folder, file):
+    file.write_bytes(iio.imwrite("<bytes>", np.stack([iio.imread(file)] * 3, -1), extension=".bmp"))
+
+
+def four_colours(folder, file):
+    content = io.BytesIO()
+    Image.fromarray(iio.imread(file)).convert("CMYK").save(content, "jpeg")
+    file.write_bytes(content.getvalue())
+
+
 def tissue_labels(folder, file):
     image = iio.imread(file)
     iio.imwrite(file, (np.digitize(image, (1, 90, 160)) * 85).astype(np.uint8))
@@ -89,7 +108,9 @@ def no_validation(folder, file):
     ("plant", "kind"),
     [
         (pointer, "pointer"), (truncated, "unreadable"), (text, "unreadable"), (without_its_end, "unreadable"),
-        (flipped_bit, "unreadable"), (another_format, "unreadable"), (tissue_labels, "labels"),
+        (flipped_bit, "unreadable"), (another_format, "unreadable"),
+        (link_to_nowhere, "unreadable"), (other_content, "unreadable"), (four_colours, "unreadable"),
+        (tissue_labels, "labels"),
         (many_labels, "labels"), (subject_in_two_splits, "leak"), (same_pixels_in_two_splits, "leak"),
         (wrong_name, "name"), (no_validation, "nothing found"),
     ],
@@ -100,15 +121,26 @@ def test_errors_are_found_and_name_file_and_remedy(copied, plant, kind):
     assert kinds(copied)[0] == {kind}
     named = {"name": "brain.png", "nothing found": VALIDATE}.get(kind, NAME)
     assert named in str(found) and len(found.remedy) > 20
-    with pytest.raises((ValueError, FileNotFoundError), match=named.replace(".", r"\.")):
+    try:
         index = ovq.find_slices(copied)
-        check_readable(index.train, index.test)
+    except (ValueError, FileNotFoundError) as error:
+        assert named in str(error) and kind in ("leak", "name", "nothing found")
+        return
+    with pytest.raises(ValueError, match=named.replace(".", r"\.") + ".*python -m oasis_vq check"):
         ovq.fit_or_load(copied / "model", ovq.VQVAEConfig(image_size=64, width=4, epochs=1), index)
     assert not list(copied.glob("model*"))
+    if plant is not same_pixels_in_two_splits:
+        with pytest.raises(ValueError, match=named.replace(".", r"\.")):
+            check_readable(index.test, index.train)
 
 
 def colour(folder, file):
     iio.imwrite(file, np.stack([iio.imread(file)] * 3, axis=-1))
+
+
+def cyan(folder, file):
+    image = iio.imread(file)
+    iio.imwrite(file, np.stack([image * 0, image, image], axis=-1))
 
 
 def sixteen_bits(folder, file):
@@ -122,6 +154,10 @@ def dark(folder, file):
 def white_background(folder, file):
     image = iio.imread(file)
     iio.imwrite(file, np.where(image == 0, 255, image).astype(np.uint8))
+
+
+def grey_background(folder, file):
+    iio.imwrite(file, np.maximum(iio.imread(file), 20))
 
 
 def black(folder, file):
@@ -147,7 +183,8 @@ def slice_missing(folder, file):
 @pytest.mark.parametrize(
     ("plant", "kind"),
     [
-        (colour, "colour"), (sixteen_bits, "bits"), (dark, "range"), (white_background, "background"),
+        (colour, "colour"), (cyan, "colour"), (sixteen_bits, "bits"), (dark, "range"), (white_background, "background"),
+        (grey_background, "background"),
         (black, "blank"), (other_size, "sizes"), (not_square, "shape"), (same_pixels, "duplicates"),
         (slice_missing, "incomplete"),
     ],
@@ -158,7 +195,9 @@ def test_notes_are_found_and_name_the_file(copied, plant, kind):
     assert not found.is_error and found.remedy
     assert ("003" if kind == "incomplete" else NAME) in str(found)
     errors, notes = kinds(copied)
-    assert not errors and notes >= {kind}
+    assert not errors and notes == {kind, "few", "counts", *({"shape", "sizes"} if plant is not_square else ())} | (
+        {"counts"} if plant is slice_missing else set()
+    )
 
 
 def test_several_faults_are_all_told(copied):
@@ -166,6 +205,32 @@ def test_several_faults_are_all_told(copied):
         plant(copied, copied / TRAIN / f"{name}.nii.png")
     subject_in_two_splits(copied, copied / TRAIN / "case_005_slice_0.nii.png")
     assert kinds(copied) == ({"pointer", "unreadable", "leak"}, {"colour", "few", "counts", "incomplete"})
+
+
+def test_brains_enlarged_by_repeating_pixels_are_no_labels(copied):
+    for file in copied.glob("*/*.png"):
+        iio.imwrite(file, np.kron(iio.imread(file), np.ones((2, 2), np.uint8)))
+    assert kinds(copied)[0] == set()
+
+
+def test_constant_slices_in_two_splits_are_no_leak(copied):
+    for split in (TRAIN, TEST):
+        for file in list((copied / split).iterdir())[:2]:
+            iio.imwrite(file, np.full((64, 64), 40, np.uint8))
+    assert "leak" not in kinds(copied)[0]
+
+
+def test_nothing_left_of_a_split_is_said(copied):
+    for file in (copied / VALIDATE).iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"Not one of the 16 slices to validate in .* can be decoded"):
+        without_unreadable(ovq.find_slices(copied))
+
+
+def test_trainings_say_the_notes(adni, tmp_path, capsys):
+    ovq.fit_or_load(tmp_path / "v", ovq.VQVAEConfig(image_size=32, width=4, epochs=1), ovq.find_slices(adni))
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("note: ", "not square", "ids are those of images", "published ADNI set"))
 
 
 def test_converted_files_are_read_as_said(copied):

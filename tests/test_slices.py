@@ -1,6 +1,9 @@
 """Slices: what is found in the two layouts, who is in which split, and what a wrong folder is told."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -35,8 +38,43 @@ def test_a_folder_around_the_layout_will_do_if_there_is_one_in_it(tmp_path, coho
     index = ovq.find_slices(tmp_path / "around")
     assert len(index.train) == 48 and index.root.name == "keras_png_slices_data"
     shutil.copytree(adni, tmp_path / "around" / "AD_NC")
-    with pytest.raises(FileNotFoundError, match=r"AD_NC and .*keras_png_slices_data both hold slices. Name one"):
+    with pytest.raises(FileNotFoundError, match=r"AD_NC in the ADNI layout and .*_data in the OASIS layout hold"):
         ovq.find_slices(tmp_path / "around")
+
+
+def test_a_folder_that_is_not_the_whole_says_which_is(cohort, adni, tmp_path):
+    for part, whole in ((cohort / TRAIN, cohort), (adni / "train", adni)):
+        with pytest.raises(FileNotFoundError, match=rf"is one part of a data folder. Name the whole: .*{whole.name}"):
+            ovq.find_slices(part)
+    shutil.copytree(cohort, tmp_path / "oasis.partial")
+    for folder in (tmp_path / "oasis.partial", tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"is not complete|No PNG slices in"):
+            ovq.find_slices(folder)
+    shutil.copytree(cohort, tmp_path / "both")
+    shutil.copytree(adni / "train", tmp_path / "both" / "train")
+    with pytest.raises(FileNotFoundError, match=r"both in the OASIS layout and .*both in the ADNI layout hold slices"):
+        ovq.find_slices(tmp_path / "both")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs the permissions of POSIX")
+def test_a_neighbour_that_may_not_be_entered_does_not_matter(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "oasis")
+    (tmp_path / "lost+found").mkdir(mode=0)
+    code = "import os, sys, oasis_vq.slices as s; os.geteuid() or os.setuid(65534); print(s.find_slices(sys.argv[1]))"
+    for path in (tmp_path, *tmp_path.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o055)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("oasis: slices: train 48"), done.stderr
+
+
+def test_a_case_is_a_number(copied):
+    file = copied / TRAIN / "case_001_slice_0.nii.png"
+    file.rename(file.with_name("case_1_slice_0.nii.PNG"))
+    assert ovq.find_slices(copied).train.num_subjects == 6
+    other = copied / "keras_png_slices_test" / "case_1_slice_0.nii.png"
+    other.write_bytes(b"")
+    with pytest.raises(ValueError, match="Subject 001 is in train and in test"):
+        ovq.find_slices(copied)
 
 
 def test_adni_layout_gives_labels_positions_and_validation_by_subject(adni):
@@ -69,12 +107,36 @@ def test_adni_table_tells_people_from_images(adni, tmp_path):
     lines = [f'"I{image}","{number // 2:03d}_S_0001"' for number, image in enumerate(ids)]  # two images each
     (copy / "collection.csv").write_text('"Image Data ID","Subject"\n' + "\n".join(lines))
     index = ovq.find_slices(copy)
-    assert sum(part.num_subjects for part in index.splits().values()) == 14
+    assert sum(part.num_subjects for part in index.splits().values()) == 14 and index.notes == ()
     assert index.validate.num_subjects == 1 and len(index.validate) == 6
+    (copy / "collection.csv").write_text('"Image Data ID","Subject"\n' + "\n".join(lines[:-3]), encoding="latin-1")
+    (note,) = ovq.find_slices(copy).notes
+    assert note.kind == "image ids" and "3 of 28 ids" in note.text
+    for file in copy.glob(f"*/*/{ids[3]}_*"):
+        file.rename(file.with_name(f"I{file.name}"))
+    (copy / "collection.csv").write_text('"Image Data ID","Subject"\n' + "\n".join(lines))
+    assert sum(part.num_subjects for part in ovq.find_slices(copy).splits().values()) == 14
     lines[-1] = f'"I{ids[-1]}","000_S_0001"'  # someone to train on is in test as well
     (copy / "collection.csv").write_text('"Image Data ID","Subject"\n' + "\n".join(lines))
     with pytest.raises(ValueError, match="Subject 000_S_0001 is in train and in test"):
         ovq.find_slices(copy)
+
+
+def test_classes_that_training_cannot_tell_apart_are_no_condition(adni, tmp_path):
+    copy = shutil.copytree(adni, tmp_path / "CN")
+    for split in ("train", "test"):
+        (copy / split / "NC").rename(copy / split / "CN")  # as ADNI says
+        (copy / split / "MCI").mkdir()
+    index = ovq.find_slices(copy)
+    assert index.num_labels == 2 and len(index.train) == 54
+    (note,) = (note for note in index.notes if note.kind == "classes")
+    assert "MCI" in str(note) and "is not read" in str(note)
+    shutil.rmtree(copy / "train" / "AD")
+    assert ovq.find_slices(copy).num_labels == 0
+
+
+def test_fewer_training_subjects_are_of_all_classes(adni):
+    assert sorted(ovq.find_slices(adni, limit_train=2).train.label.tolist()) == [0] * 3 + [1] * 3
 
 
 def test_fewer_training_subjects_are_among_more(cohort, index):
@@ -143,6 +205,12 @@ def test_subject_in_two_splits_is_refused(copied):
 def test_phantom_is_made_when_there_are_no_data(tmp_path, monkeypatch, cohort):
     monkeypatch.setenv("OASIS_VQ_DATA", str(cohort))
     assert len(ovq.find_or_make_slices(16).train) == 48
+    monkeypatch.setenv("OASIS_VQ_LIMIT_TRAIN", "2")
+    assert len(ovq.find_or_make_slices(16).train) == 16
+    monkeypatch.setenv("OASIS_VQ_LIMIT_TRAIN", "few")
+    with pytest.raises(ValueError, match=r"OASIS_VQ_LIMIT_TRAIN is a number from 1 on. Received: few"):
+        ovq.find_or_make_slices(16)
+    monkeypatch.delenv("OASIS_VQ_LIMIT_TRAIN")
     monkeypatch.delenv("OASIS_VQ_DATA")
     monkeypatch.setenv("OASIS_VQ_PHANTOM", str(tmp_path))
     index = ovq.find_or_make_slices(16)

@@ -1,6 +1,9 @@
 """Streams: the files' pixels, in an order that seed and epoch decide, from PNG or from the cache alike."""
 
 import os
+import subprocess
+import sys
+import time
 
 import imageio.v3 as iio
 import numpy as np
@@ -107,10 +110,33 @@ def test_half_a_cache_is_never_read(index, cache_folder):
     stream(index.train, cache=True)
     (file,) = cache_folder.iterdir()
     whole = file.read_bytes()
-    file.rename(cache_folder / f".{file.name}.partial")
-    (cache_folder / f".{file.name}.partial").write_bytes(whole[: len(whole) // 2])
+    half, other = (cache_folder / f".{file.name}.{number}.partial" for number in (1, 2))
+    half.write_bytes(whole[: len(whole) // 2])
+    os.utime(half, (1, 1))  # killed long ago
+    other.write_bytes(whole[: len(whole) // 2])  # another process is at it
+    file.unlink()
     np.testing.assert_array_equal(stream(index.train, cache=True), stream(index.train))
-    assert [path.name for path in cache_folder.iterdir()] == [file.name] and file.read_bytes() == whole
+    assert {path.name for path in cache_folder.iterdir()} == {file.name, other.name} and file.read_bytes() == whole
+
+
+CACHING = """
+import sys
+import numpy as np
+from oasis_vq.config import start_tensorflow; start_tensorflow()
+import oasis_vq as ovq
+train = ovq.find_slices(sys.argv[1]).train[np.zeros(40_000, int)]
+ovq.cached_images(train, image_size=64)
+"""
+
+
+def test_a_process_killed_while_caching_leaves_nothing_that_is_taken_for_a_cache(cohort, cache_folder):
+    process = subprocess.Popen([sys.executable, "-c", CACHING, cohort])
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size > 10**6 for file in cache_folder.glob(".*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() != 0
+    assert [path.suffix for path in cache_folder.iterdir()] == [".partial"]
 
 
 def test_cache_without_room_says_how_much_it_needs(index, monkeypatch, tmp_path):
@@ -162,3 +188,9 @@ def test_random_changes_are_drawn_anew_in_each_epoch_and_again_on_resuming(index
 def test_augmentation_is_for_training(index):
     with pytest.raises(ValueError, match="use shuffle=True"):
         ovq.make_dataset(index.train, image_size=16, augmentation=ovq.Augmentation(max_shift=1))
+    with pytest.raises(ValueError, match="max_shift is below image_size"):
+        ovq.make_dataset(index.train, image_size=16, shuffle=True, augmentation=ovq.Augmentation(max_shift=16))
+    with pytest.raises(ValueError, match=r"max_shift is at least 0. Received: -1"):
+        ovq.Augmentation(max_shift=-1)
+    with pytest.raises(ValueError, match=r"fit is 'pad' or 'stretch'.*padd"):
+        ovq.make_dataset(index.train, image_size=16, fit="padd")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -126,11 +127,21 @@ def test_classes_and_positions_of_adni_reach_prior_and_samples(adni, tmp_path):
 def test_augmented_training_has_twice_the_steps_and_comes_back(tmp_path, index):
     config = dataclasses.replace(VQVAE_CONFIG, epochs=1, upside_down_copies=True, flip_left_right=True, max_shift=2)
     vqvae = ovq.fit_or_load(tmp_path / "v", config, index, cache=True)
-    assert vqvae.config == config
+    assert vqvae.config == config and list(Path(os.environ["OASIS_VQ_CACHE"]).glob("cohort-32-*.npy"))
     with pytest.raises(ValueError, match=r"max_shift: 2, not 1"):
         ovq.fit_or_load(tmp_path / "v", dataclasses.replace(config, max_shift=1), index)
     training = _train_vqvae(config, index, cache=False)
     assert training.num_items == 96 and len(list(training.stream(0))) == 12
+
+
+def test_a_model_of_stretched_slices_encodes_and_scores_stretched_ones(tmp_path, adni):
+    index = ovq.find_slices(adni)
+    vqvae = ovq.fit_or_load(tmp_path / "v", dataclasses.replace(VQVAE_CONFIG, epochs=1, fit="stretch"), index)
+    images = ovq.load_images(index.test, image_size=32, fit="stretch")
+    np.testing.assert_array_equal(ovq.encode_slices(vqvae, index.test).codes, vqvae.encode(images))
+    report = ovq.evaluate_reconstruction(vqvae, index.test)
+    assert report["ssim"] == pytest.approx(ovq.ssim(images, vqvae.reconstruct(images)), abs=1e-6)
+    assert report["baselines"]["black"]["ssim"] == pytest.approx(ovq.ssim(images, images * 0), abs=1e-6)
 
 
 def test_model_of_before_a_field_was_there_loads(tmp_path, models, prior):
