@@ -68,15 +68,17 @@ def prepare(
     """Cut brain volumes into slices in the OASIS layout; what was interrupted goes on when called again.
 
     Args:
-        source: OASIS-1 archives or what was in them, a folder of NIfTI or ANALYZE volumes, or one of these.
+        source: a folder or an archive: OASIS-1 archives or what was in them, NIfTI or ANALYZE volumes.
         out: folder to write; what is there already is never overwritten.
         image_size: height and width of the PNGs in pixels.
         plane: orientation of the slices.
         num_slices: slices of each subject.
         slice_range: first and last slice as shares of the brain's extent; None for a range made for the plane.
         field_of_view: height and width of the images in mm.
-        split: OASIS-1 by the case ranges of the OASIS PNG set ('published'), or everybody by seed; others by seed.
-        subject_pattern: regular expression whose first match in a file's name says who it is.
+        split: OASIS-1 by the case ranges of the OASIS PNG set ('published') unless that leaves a split empty, or
+            everybody by seed; others by seed.
+        subject_pattern: regular expression that finds the person in a file's name or else in its folders', the
+            innermost first; '.+' says that each file is a person. None knows OASIS, BIDS, ADNI, IXI and BraTS.
         seed: of the split.
         workers: processes.
     """

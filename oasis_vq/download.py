@@ -1,9 +1,10 @@
 """Download the twelve archives of OASIS-1; a download that was broken off goes on where it stopped.
 
 An archive grows as `<name>.partial`, beside `<name>.partial.json`, which says of which file on the server it is a part.
-It gets its name when all of it has been read and its checksum is right. No library does this: pooch starts again from
-zero, nilearn and huggingface_hub join the parts of two files if the server's file changes in between, and pypdl and
-parfive, when killed, leave part of a file under its final name.
+It gets its name when all of it has been read and its checksum is right, and then `<name>.json`, which says how large it
+was: an archive without that, or of another size, came here in another way, and is read first. No library does this:
+pooch starts again from zero, nilearn and huggingface_hub join the parts of two files if the server's file changes in
+between, and pypdl and parfive, when killed, leave part of a file under its final name.
 """
 
 import gzip
@@ -83,6 +84,8 @@ def download_oasis1(
 ) -> list[Path]:
     """Download archives of OASIS-1, about 1.5 GB each; whole ones are kept, one that was broken off goes on.
 
+    An archive that another program left under the name is kept as well, if it is whole.
+
     One call at a time for a folder: two would write into the same files.
 
     Args:
@@ -97,7 +100,8 @@ def download_oasis1(
     Raises:
         ValueError: a disc that there is not, or none at all.
         OSError: the server does not have an archive, the connection keeps breaking off, the disk is too small, or an
-            archive is damaged. After each of these the same call goes on from what is there.
+            archive is damaged. After each of these the same call goes on from what is there; only a damaged archive
+            that another program left is to be removed before.
     """
     discs, folder = list(dict.fromkeys(discs)), Path(folder)
     if not discs or set(discs) - set(DISCS):
@@ -105,13 +109,22 @@ def download_oasis1(
     folder.mkdir(parents=True, exist_ok=True)
     archives = [folder / f"oasis_cross-sectional_disc{disc}.tar.gz" for disc in discs]
     for archive in archives:
-        partial = archive.with_name(f"{archive.name}.partial")
-        if not archive.exists():
+        partial, checked = (archive.with_name(f"{archive.name}.{suffix}") for suffix in ("partial", "json"))
+        if archive.exists():
+            if _read_json(checked).get("size") == _size(archive):
+                continue
+            if damage := _find_damage(archive, progress):
+                raise OSError(f"{archive} is damaged ({damage}). Remove it, then run download again.")
+        else:
             _fetch(f"{base_url}/{archive.name}", partial, progress)
-            _check(partial, progress)
+            if damage := _find_damage(partial, progress):
+                partial.unlink()
+                _record(partial).unlink(missing_ok=True)
+                raise OSError(f"{archive.name} came damaged ({damage}) and was removed. The same command starts anew.")
             with partial.open("ab") as file:
                 os.fsync(file.fileno())  # a power cut must not leave the name without the bytes
             partial.replace(archive)
+        write_json(checked, {"size": _size(archive)})
         _record(partial).unlink(missing_ok=True)
     print(f"Next: python -m oasis_vq prepare {folder} --out data/oasis")
     return archives
@@ -120,6 +133,14 @@ def download_oasis1(
 def _record(partial: Path) -> Path:
     """Return where it is written of which file, with which size in bytes, the partial one is a part."""
     return partial.with_name(f"{partial.name}.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return what a JSON file says, or nothing where there is none to be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _size(partial: Path) -> int:
@@ -182,10 +203,8 @@ def _request(url: str, partial: Path, progress: bool) -> bool:
 
 def _known(partial: Path) -> tuple[int, dict[str, Any]]:
     """Return how many bytes are there to go on from, and validator and size of the file that they are a part of."""
-    try:
-        return _size(partial), json.loads(_record(partial).read_text())
-    except (OSError, json.JSONDecodeError):
-        return 0, {"validator": None, "size": None}
+    known = _read_json(_record(partial))
+    return (_size(partial), known) if known else (0, {"validator": None, "size": None})
 
 
 def _describe(response: requests.Response) -> tuple[int, dict[str, Any]]:
@@ -212,13 +231,13 @@ def _write(response: requests.Response, partial: Path, size: int | None, progres
             bar.update(len(chunk))
 
 
-def _check(partial: Path, progress: bool) -> None:
-    """Read the partial file to its end, where gzip's checksum is, and every tar header; remove it if it is damaged."""
-    name = f"checking {partial.stem}"
+def _find_damage(archive: Path, progress: bool) -> str | None:
+    """Read an archive to its end, where gzip's checksum is, and every tar header; return what is wrong, or None."""
+    name = f"checking {archive.name.removesuffix('.partial')}"
     try:
         with (
-            partial.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", desc=name, total=_size(partial), disable=not progress, **BYTES) as file,
+            archive.open("rb") as raw,
+            tqdm.wrapattr(raw, "read", desc=name, total=_size(archive), disable=not progress, **BYTES) as file,
             gzip.GzipFile(fileobj=file) as stream,
             tarfile.open(fileobj=stream, mode="r|") as members,
         ):
@@ -227,6 +246,5 @@ def _check(partial: Path, progress: bool) -> None:
             while stream.read(CHUNK):
                 pass
     except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError) as error:
-        partial.unlink()
-        _record(partial).unlink(missing_ok=True)
-        raise OSError(f"{partial.stem} came damaged ({error}) and was removed. The same command starts anew.") from None
+        return str(error)
+    return None

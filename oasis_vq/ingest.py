@@ -4,43 +4,35 @@ import csv
 import gzip
 import io
 import itertools
-import json
 import re
 import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import imageio.v3 as iio
-import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 from oasis_vq.config import write_json, write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, ranked
-from oasis_vq.volumes import SliceGeometry, cut_slices, read_volume
-from oasis_vq.workers import finish, is_finished, run_tasks, start_or_continue
+from oasis_vq.volumes import SliceGeometry, SourceFile, cut_slices, pair_files, read_mask, read_shape, read_volume
+from oasis_vq.workers import finish, is_finished, read_record, run_tasks, start_or_continue
 
 FORMAT_VERSION = 1  # of the algorithm: raise it whenever the same volumes give other bytes
-SUBJECT_PATTERN = r"OAS1_\d{4}|sub-[^_]+|\d{3}_S_\d{4}|IXI\d+"  # OASIS-1, BIDS, ADNI, IXI
-MASK_WORDS = ("mask", "seg", "dlmuse", "dlicv", "brain")  # <volume>_<something with one of these> is its mask
+SUBJECT_PATTERN = (  # OASIS-1 to 3, BIDS, ADNI, IXI, BraTS from 2020 on and before
+    r"OAS[12]_\d{4}|OAS3\d{4}|sub-[A-Za-z0-9]+|\d{3}_S_\d{4,5}|IXI\d+"
+    r"|BraTS(?:20\d\d|20_[A-Za-z]+|-[A-Z]+)[_-]\d+|Bra[Tt][Ss]1\d_[^_]+_[^_]+"
+)
 PUBLISHED_SPLIT = {"train": range(1, 402), "validate": range(402, 441), "test": range(441, 458)}  # cases of OASIS-1
 COLUMNS = ("file", "split", "case", "subject", "slice", "source", "position_mm", "age", "sex", "diagnosis")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
-_VOLUME_NAME = re.compile(r"(.+)(\.nii\.gz|\.nii|\.hdr|\.img)")
+_VOLUMES = (".nii.gz", ".nii", ".hdr", ".img")
+_LEFT_OUT = re.compile(r"\..*|derivatives|sourcedata")  # hidden; further versions of the same volumes in BIDS
 _OASIS_SCAN = re.compile(r"OAS1_\d{4}_MR\d_mpr")
 _OASIS_VOLUME = re.compile(r"OAS1_\d{4}_MR1_mpr_n\d_anon_111_t88_masked_gfc\.")  # MR2 is the same person again
 _OASIS_TEXT = re.compile(r"(OAS1_\d{4})_MR1\.txt")
-
-
-class SourceFile(NamedTuple):
-    """A file of the source, on disk or in an archive."""
-
-    label: str  # path below the source; of a member "disc1.tar.gz:disc1/OAS1_0001_MR1/..."
-    path: str  # on disk, or the member's name
-    archive: Path | None
 
 
 class Subject(NamedTuple):
@@ -56,13 +48,19 @@ class Subject(NamedTuple):
         """Return the path of a slice below the data folder."""
         return f"keras_png_slices_{self.split}/case_{self.case:03d}_slice_{number}.nii.png"
 
+    def origin(self) -> dict[str, Any]:
+        """Return, as JSON values, what decides about the slices besides the geometry, and about their place."""
+        files = {file.label: file.size for file in self.volume + self.mask}
+        return {"subject": self.name, "case": self.case, "split": self.split, "files": files}
+
 
 def split_subjects(names: Iterable[str], split: Literal["published", "seeded"], seed: int = 0) -> dict[str, str]:
     """Share subjects among train, validate and test.
 
     Args:
         names: of the subjects.
-        split: "published" goes by the case ranges of OASIS-1 where all names are OAS1_0001 to OAS1_0457, else by seed.
+        split: "published" goes by the case ranges of OASIS-1 where all names are OAS1_0001 to OAS1_0457 and none of
+            the three stays empty, else by seed.
         seed: of a split in the shares of the OASIS PNG set (302 / 35 / 17); it depends on seed and names only.
 
     Returns:
@@ -75,7 +73,7 @@ def split_subjects(names: Iterable[str], split: Literal["published", "seeded"], 
     cases = {name: int(name[5:]) for name in names if re.fullmatch(r"OAS1_\d{4}", name)}
     if split == "published" and len(cases) == len(names):
         found = {name: part for name, case in cases.items() for part, ids in PUBLISHED_SPLIT.items() if case in ids}
-        if len(found) == len(names):
+        if len(found) == len(names) and len(set(found.values())) == len(PUBLISHED_SPLIT):
             return found
     if len(names) < 3:
         raise ValueError(
@@ -88,26 +86,43 @@ def split_subjects(names: Iterable[str], split: Literal["published", "seeded"], 
 
 
 def _is_wanted(path: str) -> bool:
-    """Whether a file of this name can be an archive, a volume or a mask, or tell who somebody is."""
-    name = path.rpartition("/")[2]
-    if name.startswith(".") or (_OASIS_SCAN.match(name) and not _OASIS_VOLUME.match(name)):
+    """Whether a file can be an archive, a volume or a mask, or tell who somebody is; `path` is below the source."""
+    *_, name = parts = PurePosixPath(path).parts
+    if any(map(_LEFT_OUT.fullmatch, parts)) or (_OASIS_SCAN.match(name) and not _OASIS_VOLUME.match(name)):
         return False  # an OASIS-1 disc holds more volumes of each person, with skulls, and its segmentations
-    if name.endswith(_ARCHIVES) or name == "participants.tsv":
+    if name.lower().endswith(_ARCHIVES + _VOLUMES) or name == "participants.tsv":
         return True
-    return bool(_VOLUME_NAME.fullmatch(name) or _OASIS_TEXT.fullmatch(name))
+    return bool(_OASIS_TEXT.fullmatch(name))
+
+
+def _walk(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    """Yield the files below a folder; links to folders are followed, but no folder is entered twice."""
+    if folder.resolve() in entered:
+        return
+    entered.add(folder.resolve())
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
+        if not path.is_dir():
+            yield path
+        elif not _LEFT_OUT.fullmatch(path.name):  # say, the thousands of objects of git-annex, each a volume
+            yield from _walk(path, entered)
 
 
 def _find_files(source: Path) -> list[SourceFile]:
     """List the files on disk that a source consists of; archives are not opened."""
     if not source.exists():
         raise FileNotFoundError(f"There is no {source} to prepare slices from.")
-    root, paths = source.parent, [source]
     if source.is_dir():
-        root, paths = source, source.rglob("*")
-    elif match := _VOLUME_NAME.fullmatch(source.name):  # with its other half, and its mask
-        paths = (path for path in root.iterdir() if path.name.startswith((f"{match[1]}.", f"{match[1]}_")))
-    files = [path for path in sorted(paths) if path.is_file() and _is_wanted(path.name)]
-    return [SourceFile(path.relative_to(root).as_posix(), str(path), None) for path in files]
+        root, paths = source, _walk(source, set())
+    elif source.name.lower().endswith(_ARCHIVES):
+        root, paths = source.parent, [source]
+    else:
+        raise ValueError(f"Slices come from a folder or an archive ({', '.join(_ARCHIVES)}). Received: {source}.")
+    files = []
+    for path in paths:
+        label = path.relative_to(root).as_posix()
+        if _is_wanted(label) and (path.is_file() or path.is_symlink()):
+            files.append(SourceFile(label, str(path), None, path.stat().st_size if path.exists() else None))
+    return files
 
 
 def _read_members(archive: Path, is_wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
@@ -115,78 +130,80 @@ def _read_members(archive: Path, is_wanted: Callable[[str], Any]) -> Iterator[tu
     try:
         # gzip, not tarfile, decompresses: it notices when the end is missing.
         with (
-            archive.open("rb") if archive.suffix == ".tar" else gzip.open(archive) as stream,
+            archive.open("rb") if archive.suffix.lower() == ".tar" else gzip.open(archive) as stream,
             tarfile.open(fileobj=stream, mode="r|") as members,
         ):
             for member in members:
                 if member.isfile() and is_wanted(member.name):
                     yield member.name, members.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{archive} cannot be read as an archive ({error}). Download it again.") from error
+        text = f"{archive} cannot be read as an archive ({error}). Remove it, then run download again."
+        raise ValueError(text) from error
 
 
 def _open_archives(on_disk: list[SourceFile], *, progress: bool) -> tuple[list[SourceFile], dict[str, str]]:
-    """Return the files on disk and in the archives among them, and the texts that tell of people by file name."""
+    """Return the volumes' files on disk and in archives, and by label the texts that tell of people."""
     files, texts = [], {}
     for file in tqdm(on_disk, "listing", unit="file", leave=False, disable=not progress):
-        path = Path(file.path)
-        found: Iterable[tuple[SourceFile, bytes]] = [(file, b"")]
-        if file.label.endswith((".txt", ".tsv")):
-            found = [(file, path.read_bytes())]
-        elif file.label.endswith(_ARCHIVES):
+        path, found = Path(file.path), [(file, None)]
+        if file.label.lower().endswith(_ARCHIVES):
             members = _read_members(path, _is_wanted)
-            found = ((SourceFile(f"{file.label}:{member}", member, path), content) for member, content in members)
+            found = ((SourceFile(f"{file.label}:{name}", name, path, len(data)), data) for name, data in members)
         for one, content in found:
-            files.append(one)
             if one.label.endswith((".txt", ".tsv")):
-                texts[one.label] = content.decode("utf-8-sig", errors="replace")
+                texts[one.label] = (path.read_bytes() if content is None else content).decode("utf-8-sig", "replace")
+            elif one.size is None:
+                files.append(one)
+            else:
+                with path.open("rb") if content is None else io.BytesIO(content) as stream:
+                    files.append(one._replace(shape=read_shape(stream)))
     return files, texts
 
 
-def _pair_masks(files: list[SourceFile]) -> dict[str, list[tuple[SourceFile, ...]]]:
-    """Return for each volume, by its label without suffix, its files, and then those of its masks."""
-    parts: dict[str, dict[str, SourceFile]] = {}
-    for file in files:
-        if match := _VOLUME_NAME.fullmatch(file.label):
-            parts.setdefault(match[1], {})[match[2]] = file
-    paired: dict[str, list[tuple[SourceFile, ...]]] = {}
-    for stem, found in sorted(parts.items()):  # a volume comes before its masks
-        single = found.get(".nii.gz") or found.get(".nii")
-        if not single and len(found) < 2:
-            raise ValueError(f"{found.popitem()[1].label} is half a volume: its .hdr or .img file is missing.")
-        volume = (single,) if single else (found[".hdr"], found[".img"])
-        cuts = [match.start() for match in re.finditer("_(?!.*/)", stem)]  # in the file's name
-        owners = (stem[:cut] for cut in cuts if any(word in stem[cut:].lower() for word in MASK_WORDS))
-        owner = next((owner for owner in owners if owner in paired), stem)
-        paired.setdefault(owner, []).append(volume)
-    return paired
+def _note(text: str, labels: list[str]) -> None:
+    """Tell the user of files, if there are any."""
+    if labels:
+        print(f"note: {len(labels)} {text}: {', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}")
 
 
 def _choose_subjects(
-    files: list[SourceFile], subject_pattern: str, split: Literal["published", "seeded"], seed: int
-) -> tuple[list[Subject], list[str]]:
-    """Return who is in the files, one volume each, in the order of their cases, and notes for the user."""
-    paired, volumes, left_out = _pair_masks(files), {}, []
-    names = {stem: re.split("[/:]", stem)[-1] for stem in paired}
-    for stem in sorted(paired, key=lambda stem: ("T1" not in names[stem], names[stem], stem)):
-        match = re.search(subject_pattern, names[stem])
-        if volumes.setdefault(match[0] if match else names[stem], paired[stem]) is not paired[stem]:
-            left_out.append(paired[stem][0][0].label)
-    split_of = split_subjects(volumes, split, seed)
-    from_oasis = all(re.fullmatch(r"OAS1_\d{4}", name) for name in volumes)
-    subjects = []
-    for rank, name in enumerate(sorted(volumes), start=1):
-        volume, *masks = volumes[name]
-        case = int(name[5:]) if from_oasis else rank
-        subjects.append(Subject(name, case, split_of[name], volume, masks[0] if masks else ()))
-    notes = []
-    if left_out:
-        shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} further volumes of these subjects are left out: {shown}")
-    empty = [part for part in OASIS_SUBJECTS if part not in split_of.values()]
-    if empty:
-        notes.append(f"the published split leaves {' and '.join(empty)} empty; the seeded split fills all three")
-    return subjects, notes
+    volumes: dict[str, list[tuple[SourceFile, ...]]],
+    subject_pattern: str,
+    split: Literal["published", "seeded"],
+    seed: int,
+) -> list[Subject]:
+    """Return who is in the volumes, one each, in the order of their cases, and tell the user what is not as asked."""
+    chosen, unknown, further = {}, [], []
+    for stem, (volume, *masks) in volumes.items():
+        # The file's name, its folders' from the innermost outwards as far as the source, and the archive's.
+        names = re.split(r"(?:\.tar\.gz|\.tgz|\.tar):|/", stem, flags=re.IGNORECASE)[::-1]
+        found = (match[0] for name in names if (match := re.search(subject_pattern, name)))
+        if not (subject := next(filter(None, found), None)):
+            unknown.append(volume[0].label)
+        elif subject in chosen:
+            further.append(volume[0].label)
+        else:
+            chosen[subject] = volume, masks[0] if masks else ()
+    if unknown:
+        raise ValueError(
+            f"Nothing says who is shown in {len(unknown)} of {len(volumes)} volumes, such as {', '.join(unknown[:3])}; "
+            "a guess could put one person into two splits. Give a --subject-pattern that finds people in the names of "
+            'files or folders, such as "subj\\d+", or ".+" if each file name is a person; or move the volumes away. '
+            f"Received: {subject_pattern}."
+        )
+    _note("further volumes of these subjects are left out", further)
+    subjects, split_of = [], split_subjects(chosen, split, seed)
+    from_oasis = all(re.fullmatch(r"OAS1_\d{4}", name) for name in chosen)
+    for rank, name in enumerate(sorted(chosen), start=1):
+        subjects.append(Subject(name, int(name[5:]) if from_oasis else rank, split_of[name], *chosen[name]))
+    if dangling := [file.label for one in subjects for file in one.volume + one.mask if file.size is None]:
+        text = f"{len(dangling)} links lead to files that are not here, such as {', '.join(dangling[:3])}."
+        raise FileNotFoundError(f"{text} Get the files (datalad get, git annex get), or remove the links.")
+    cases = {subject.case for subject in subjects}
+    empty = [f"{ids[0]}-{ids[-1]}" for ids in PUBLISHED_SPLIT.values() if not cases & set(ids)]
+    if empty and from_oasis and split == "published":
+        print(f"note: the cases {' and '.join(empty)} are not here: subjects are shared by seed")
+    return subjects
 
 
 def _read_people(texts: dict[str, str]) -> dict[str, dict[str, str]]:
@@ -214,27 +231,39 @@ def _mark(partial: Path, subject: Subject) -> Path:
 def _write_subject(subject: Subject, members: dict[str, bytes], partial: Path, geometry: SliceGeometry) -> None:
     """Write the slices of a subject, then the mark that says so; `members` are its files that are in an archive."""
 
-    def read(files: tuple[SourceFile, ...]) -> tuple[np.ndarray, np.ndarray]:
-        return read_volume([members[file.path] if file.archive else Path(file.path).read_bytes() for file in files])
+    def contents(files: tuple[SourceFile, ...]) -> list[bytes]:
+        return [members[file.path] if file.archive else Path(file.path).read_bytes() for file in files]
 
     label, mask = subject.volume[-1].label, None
     try:
-        volume, affine = read(subject.volume)
+        volume, affine = read_volume(contents(subject.volume))
         if subject.mask:
             label = subject.mask[-1].label
-            labels, mask_affine = read(subject.mask)
-            matrix = np.linalg.inv(mask_affine) @ affine  # from voxels of the volume to voxels of the mask
-            mask = ndimage.affine_transform(
-                labels > 0, matrix, output_shape=volume.shape, order=0, mode="grid-constant"
-            )  # fmt: skip
+            mask = read_mask(contents(subject.mask), affine, volume.shape)
             label = subject.volume[-1].label
         images, positions, has_skull = cut_slices(volume, affine, geometry, mask)
     except Exception as error:  # damaged files raise a dozen kinds, of nibabel, gzip, zlib and NumPy
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{label} cannot be used: {text}. Replace it or move it away.") from error
     for number, image in enumerate(images):
-        write_whole(partial / subject.file(number), iio.imwrite("<bytes>", image, extension=".png"), sync=False)
-    write_json(_mark(partial, subject), {"positions_mm": positions.round(2).tolist(), "has_skull": has_skull})
+        # Each is on the disk before the mark is: after a power cut, too, a mark can be trusted.
+        write_whole(partial / subject.file(number), iio.imwrite("<bytes>", image, extension=".png"))
+    mark = {"origin": subject.origin(), "positions_mm": positions.round(2).tolist(), "has_skull": has_skull}
+    write_json(_mark(partial, subject), mark)
+
+
+def _keep_finished(partial: Path, subjects: list[Subject], num_slices: int) -> list[Subject]:
+    """Return the subjects that are yet to be cut, and remove all that is there but of the others."""
+    waiting, kept = [], set()
+    for subject in subjects:
+        if (read_record(_mark(partial, subject)) or {}).get("origin") == subject.origin():
+            kept |= {_mark(partial, subject), *(partial / subject.file(number) for number in range(num_slices))}
+        else:
+            waiting.append(subject)
+    for path in [*partial.glob(".subjects/*"), *partial.glob("keras_png_slices_*/*")]:  # no mark without slices
+        if path not in kept:
+            path.unlink()
+    return waiting
 
 
 def _tasks(subjects: list[Subject], partial: Path, geometry: SliceGeometry) -> Iterator[tuple]:
@@ -283,19 +312,23 @@ def prepare(
 
     Of OASIS-1 the masked, gain-field corrected volumes in atlas space are taken, first session only; of each other
     subject the volume whose name comes first, those with T1 in it before others. A file `<volume>_<...>` whose ending
-    has one of `MASK_WORDS` in it is the volume's mask: where it is above 0 is brain. Archives are never unpacked.
-    The slices grow in `<folder>.partial`, which a later call with the same arguments continues, and get their name
-    when they are complete. `manifest.csv` says of each slice who it is and where it comes from.
+    has one of `volumes.MASK_WORDS` in it is the volume's mask, and in BIDS `sub-01_desc-brain_mask` that of
+    `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, and what is in `derivatives` and
+    `sourcedata` below the source, do not count. Archives are never unpacked.
+    The slices grow in `<folder>.partial`, one call at a time, and get their name when they are complete. A later call
+    with the same arguments goes on there, also when volumes have come, gone or changed: only these are cut anew, and
+    whoever has another case or split by that. `manifest.csv` says of each slice who it is and where it comes from.
 
     Args:
-        source: a folder, searched with all below it, an archive (.tar.gz, .tgz, .tar), or a volume.
+        source: a folder, searched with all below it, or an archive (.tar.gz, .tgz, .tar).
         folder: where `keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png` and the manifest go.
         geometry: which planes are cut, and their images' size; None for 32 axial slices of 256 x 256 mm and pixels.
-        split: "published" shares OASIS-1 by the case ranges of the OASIS PNG set, all else by seed; "seeded" shares
-            everything by seed.
+        split: "published" shares OASIS-1 by the case ranges of the OASIS PNG set, if none of the three is empty then,
+            and all else by seed; "seeded" shares everything by seed.
         seed: of the split.
-        subject_pattern: regular expression whose first match in a file's name says who it is; without a match the
-            name does. None for `SUBJECT_PATTERN`.
+        subject_pattern: regular expression whose match says who it is, in the file's name without suffix, or else in
+            its folders' names below the source, the innermost first; ".+" makes each file name a person. None for
+            `SUBJECT_PATTERN`: OASIS, BIDS, ADNI, IXI and BraTS.
         num_workers: processes; 1 works in this one. With more, a script needs the usual `if __name__ == "__main__":`.
         progress: whether to show progress bars.
 
@@ -303,8 +336,9 @@ def prepare(
         The folder.
 
     Raises:
-        FileNotFoundError: there are no volumes.
-        ValueError: a file is damaged or is no brain volume, or there are too few subjects to split.
+        FileNotFoundError: there are no volumes, or only links to volumes that are elsewhere.
+        ValueError: a file is damaged or is no brain volume, nothing says who somebody is, or there are too few
+            subjects to split.
         FileExistsError: the folder holds something else.
     """
     source, folder, geometry = Path(source), Path(folder), geometry or SliceGeometry()
@@ -318,34 +352,37 @@ def prepare(
     except re.error as error:
         raise ValueError(f"subject_pattern is no regular expression ({error}). Received: {subject_pattern}.") from None
     on_disk = _find_files(source)
-    parameters = {
+    settings = {
         "format_version": FORMAT_VERSION, **geometry.to_dict(), "split": split, "seed": seed,
-        "subject_pattern": subject_pattern, "files": {file.label: Path(file.path).stat().st_size for file in on_disk},
+        "subject_pattern": subject_pattern,
     }  # fmt: skip
-    if is_finished(folder, "A set of slices", "prepare.json", parameters):
+    record = {**settings, "files": {file.label: file.size for file in on_disk}}
+    if is_finished(folder, "A set of slices", "prepare.json", record):
         return folder
 
     files, texts = _open_archives(on_disk, progress=progress)
-    if not any(_VOLUME_NAME.fullmatch(file.label) for file in files):
+    volumes, odd = pair_files(files)
+    _note("files are left out, which are no volumes", odd)
+    if not volumes:
         raise FileNotFoundError(
             f"No volumes in {source}. Expected .nii, .nii.gz, .hdr and .img files, or .tar.gz archives of them. Of "
-            "OASIS-1 only the skull-stripped volumes of first sessions count (..._MR1_..._t88_masked_gfc.img)."
+            "OASIS-1 only the skull-stripped volumes of first sessions count (..._MR1_..._t88_masked_gfc.img), of BIDS "
+            "no derivatives and sourcedata."
         )
-    subjects, notes = _choose_subjects(files, subject_pattern, split, seed)
+    subjects = _choose_subjects(volumes, subject_pattern, split, seed)
     parts = [*(f"keras_png_slices_{part}" for part in OASIS_SUBJECTS), ".subjects"]
-    partial = start_or_continue(folder, "prepare.json", parameters, parts)
-    waiting = [subject for subject in subjects if not _mark(partial, subject).exists()]
+    partial = start_or_continue(folder, "prepare.json", settings, parts)
+    waiting = _keep_finished(partial, subjects, geometry.num_slices)
     with tqdm(desc="slices", unit="volume", total=len(subjects), disable=not progress) as bar:
         bar.update(len(subjects) - len(waiting))
         for _ in run_tasks(_write_subject, _tasks(waiting, partial, geometry), min(num_workers, len(waiting))):
             bar.update()
-    marks = [json.loads(_mark(partial, subject).read_text()) for subject in subjects]
+    marks = [read_record(_mark(partial, subject)) for subject in subjects]
     _write_manifest(partial, subjects, marks, _read_people(texts))
     shutil.rmtree(partial / ".subjects")
+    write_json(partial / "prepare.json", record)
     finish(partial, folder)
     with_skull = sum(mark["has_skull"] for mark in marks)
     if with_skull:
-        notes.append(f"{with_skull} of {len(subjects)} volumes have no mask beside them: the skull stays")
-    for note in notes:
-        print(f"note: {note}")
+        print(f"note: {with_skull} of {len(subjects)} volumes have no mask beside them: the skull stays")
     return folder

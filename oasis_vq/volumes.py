@@ -1,4 +1,4 @@
-"""Brain volumes: read them, find the brain, and cut planes through it.
+"""Brain volumes: tell them by their files, read them, find the brain, and cut planes through it.
 
 World axes are x to the right of the subject, y forward, z up, in mm, as the affine of a volume says. Axial images have
 anterior up and the subject's left on the left, as the OASIS PNGs; coronal images superior up and left on the left;
@@ -7,8 +7,12 @@ sagittal images superior up and anterior on the right. Slices are numbered from 
 
 import gzip
 import io
+import re
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +28,12 @@ PLANES = {  # the world axis across the planes; the axes down the rows and along
 # Shares of the brain's extent. Axial: from the lower temporal lobe and cerebellum to somewhat below the vertex.
 SLICE_RANGES = {"axial": (0.275, 0.96), "coronal": (0.1, 0.9), "sagittal": (0.15, 0.85)}
 LARGEST_BRAIN = 2.5e6  # mm³; a foreground larger than that is a head
+_VOLUME_NAME = re.compile(r"(.+)(\.nii\.gz|\.nii|\.hdr|\.img)", re.IGNORECASE)
+MASK_WORDS = ("mask", "seg", "dlmuse", "dlicv", "brain")  # <volume>_<something with one of these> is its mask
+LONGEST_HEADER = 540  # bytes, of NIfTI-2
+_BIDS_NAME = re.compile(r"((?:.*/)?sub-[^/]+?)(?:_desc-[^_/]+)?_([A-Za-z0-9]+)")  # what it shows, and as which kind
+_SINGLE = (nib.Nifti1Image, nib.Nifti2Image)
+_PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,98 @@ class SliceGeometry(Config):
         self._require(0 <= low < high <= 1, "slice_range rises within 0 and 1", self.slice_range)
 
 
+class SourceFile(NamedTuple):
+    """A file of the source, on disk or in an archive."""
+
+    label: str  # path below the source; of a member "disc1.tar.gz:disc1/OAS1_0001_MR1/..."
+    path: str  # on disk, or the member's name
+    archive: Path | None
+    size: int | None  # in bytes; None for a link to a file that is not there
+    shape: tuple[int, ...] | None = None  # as `read_shape` says
+
+
+def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[SourceFile, ...]]], list[str]]:
+    """Find volumes among files by their names and the headers' shapes.
+
+    Returns:
+        volumes: by their label without suffix, those with T1 in the file's name first, those that look like masks
+            last, else by name. Of each the volume and then its masks, and of these the files: one, or header and image.
+        odd: labels, with the reason, of what is none: another half is missing, or it has not three axes.
+    """
+    parts: dict[str, dict[str, SourceFile]] = {}
+    for file in files:
+        if match := _VOLUME_NAME.fullmatch(file.label):
+            parts.setdefault(match[1], {})[match[2].lower()] = file
+    whole, odd = {}, []
+    for stem, found in sorted(parts.items()):
+        single = found.get(".nii.gz") or found.get(".nii")
+        first, *_ = volume = (single,) if single else tuple(found[suffix] for suffix in sorted(found))  # .hdr, .img
+        if not single and len(volume) < 2:
+            odd.append(f"{first.label} (its other half is missing, .hdr or .img)")
+        elif first.shape and len(first.shape) != 3:
+            odd.append(f"{first.label} (its shape is {first.shape})")
+        else:
+            whole[stem] = volume
+
+    def preference(stem: str) -> tuple:
+        name = stem.rpartition("/")[2]
+        return "t1" not in name.lower(), any(word in name.lower() for word in MASK_WORDS), name, stem
+
+    masks_of = _find_masks(whole)
+    return {stem: [whole[name] for name in (stem, *masks_of[stem])] for stem in sorted(masks_of, key=preference)}, odd
+
+
+def _find_masks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the masks of each volume; a mask whose volume is not there is a volume.
+
+    Args:
+        names: paths without suffix. `<volume>_<...>` with one of `MASK_WORDS` in the ending is a mask, and in BIDS
+            `sub-01_desc-brain_mask` is that of all `sub-01_<kind>` and `sub-01_desc-<...>_<kind>`.
+    """
+    names = sorted(names)
+    masks_of: dict[str, list[str]] = {name: [] for name in names}
+    bids = {name: match.groups() for name in names if (match := _BIDS_NAME.fullmatch(name))}
+    shown: dict[str, list[str]] = {}
+    for name, (entities, kind) in bids.items():
+        if kind != "mask":
+            shown.setdefault(entities, []).append(name)
+    masks = set()
+    for name in names:
+        cuts = [match.start() for match in re.finditer("_(?!.*/)", name)]  # in the file's name
+        owners = [name[:cut] for cut in cuts if any(word in name[cut:].lower() for word in MASK_WORDS)]
+        owners = [owner for owner in owners if owner in masks_of][:1]
+        entities, kind = bids.get(name, (None, None))
+        for owner in owners or (shown.get(entities, []) if kind == "mask" else []):
+            masks_of[owner].append(name)
+            masks.add(name)
+    return {name: found for name, found in masks_of.items() if name not in masks}
+
+
+def read_shape(stream: BinaryIO) -> tuple[int, ...] | None:
+    """Return the shape that a header tells, without axes of 1 after the third; None if the file begins with no header.
+
+    Args:
+        stream: a NIfTI file, or the header of a NIfTI or ANALYZE pair; gzipped or not. Only its start is read.
+    """
+    try:
+        is_gzipped = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        start = (gzip.GzipFile(fileobj=stream) if is_gzipped else stream).read(LONGEST_HEADER)
+    except (OSError, EOFError, zlib.error):
+        return None
+    kind = _find_kind(start, _SINGLE + _PAIRS)
+    if kind is None:
+        return None
+    shape = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False).get_data_shape()
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _find_kind(start: bytes, kinds: tuple[type, ...]) -> type | None:
+    return next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
+
+
 def read_volume(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume and turn its axes to the nearest world axes; nothing is resampled.
 
@@ -66,9 +168,7 @@ def read_volume(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         ValueError: it is no volume. A damaged one also raises what nibabel, gzip and NumPy do.
     """
     contents = [gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content for content in contents]
-    single = len(contents) == 1
-    kinds = (nib.Nifti1Image, nib.Nifti2Image) if single else (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage)
-    kind = next((kind for kind in kinds if kind.header_class.may_contain_header(contents[0])), None)
+    kind = _find_kind(contents[0], _SINGLE if len(contents) == 1 else _PAIRS)
     if kind is None:
         raise ValueError("neither NIfTI nor ANALYZE")
     parts = {"image": contents[-1], "header": contents[0], "mat": b""}  # SPM keeps a matrix beside ANALYZE files
@@ -88,6 +188,19 @@ def read_volume(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     volume = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     volume = np.nan_to_num(nib.apply_orientation(volume, turn), nan=0, posinf=0, neginf=0)
     return volume, affine @ nib.orientations.inv_ornt_aff(turn, shape)
+
+
+def read_mask(contents: list[bytes], affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return where labels are above 0, as bool of a volume's shape: at each of its voxels the nearest label.
+
+    Args:
+        contents: of the labels' files, as `read_volume` takes them.
+        affine: (4, 4), of the volume, from its voxels to mm.
+        shape: of the volume.
+    """
+    labels, labels_affine = read_volume(contents)
+    matrix = np.linalg.inv(labels_affine) @ affine  # from voxels of the volume to voxels of the labels
+    return ndimage.affine_transform(labels > 0, matrix, output_shape=shape, order=0, mode="grid-constant")
 
 
 def find_brain(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, bool]:

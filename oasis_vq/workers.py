@@ -65,7 +65,7 @@ def is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    found = _read_parameters(folder / record)
+    found = read_record(folder / record)
     if found == parameters:
         return True
     there = f"files without {record}"
@@ -82,7 +82,7 @@ def is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
 def start_or_continue(folder: Path, record: str, parameters: dict, parts: list[str]) -> Path:
     """Return `<folder>.partial`, in which a folder grows: as an interrupted call left it, or new with empty `parts`."""
     partial = folder.with_name(folder.name + ".partial")
-    if _read_parameters(partial / record) != parameters:
+    if read_record(partial / record) != parameters:
         if partial.exists():
             shutil.rmtree(partial)
         for part in parts:
@@ -102,8 +102,8 @@ def finish(partial: Path, folder: Path) -> None:
     partial.replace(folder)
 
 
-def _read_parameters(file: Path) -> dict | None:
-    """Return what a record says, or None where there is none to be read."""
+def read_record(file: Path) -> dict | None:
+    """Return what a JSON file says, or None where there is none to be read."""
     try:
         return json.loads(file.read_text())
     except (OSError, json.JSONDecodeError):

@@ -165,11 +165,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def finished(*discs):
+    return [f"{name(disc)}{suffix}" for disc in discs for suffix in ("", ".json")]
+
+
 def test_only_the_discs_asked_for(server, tmp_path, capsys):
     paths = fetch(server, tmp_path / "new" / "folder", discs=[12, 2, 12])
     assert [path.name for path in paths] == [name(12), name(2)] == [asked for asked, _, _ in server.requests]
     assert all(path.read_bytes() == ARCHIVES[path.name] for path in paths)
-    assert names(tmp_path / "new" / "folder") == [name(12), name(2)]
+    assert names(tmp_path / "new" / "folder") == finished(12, 2)
     folder = tmp_path / "new" / "folder"
     assert capsys.readouterr().out == f"Next: python -m oasis_vq prepare {folder} --out data/oasis\n"
 
@@ -180,6 +184,28 @@ def test_a_finished_archive_is_not_asked_for_again(server, tmp_path):
     server.files[name(1)] = make_archive(1, seed=1)
     assert fetch(server, tmp_path) == [path]
     assert server.requests == [] and path.stat().st_mtime_ns == modified
+
+
+@pytest.mark.parametrize("record", [None, {"size": len(FIRST)}])
+def test_an_archive_that_another_program_left_is_checked_once(server, tmp_path, monkeypatch, record):
+    archive = tmp_path / name(1)
+    archive.write_bytes(FIRST[:600_000])  # as a download that broke off leaves it
+    if record:  # of an archive that was replaced
+        (tmp_path / f"{name(1)}.json").write_text(json.dumps(record))
+    for _ in range(2):
+        with pytest.raises(OSError) as refused:
+            fetch(server, tmp_path)
+        text = str(refused.value)
+        assert text.startswith(f"{archive} is damaged (Compressed file ended before")
+        assert text.endswith("). Remove it, then run download again.") and archive.stat().st_size == 600_000
+    archive.write_bytes(ARCHIVES[name(2)])  # whole
+    (tmp_path / f"{name(1)}.json").unlink(missing_ok=True)
+    assert fetch(server, tmp_path) == [archive] and names(tmp_path) == finished(1) and server.requests == []
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_find_damage", lambda *_: pytest.fail("it was read again"))
+        assert fetch(server, tmp_path) == [archive]
+    archive.unlink()
+    assert fetch(server, tmp_path)[0].read_bytes() == FIRST
 
 
 @pytest.mark.parametrize("discs", [[0, 1], [13], []])
@@ -247,7 +273,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_archive_is_not(server, tmp_p
         OSError, match=rf"^{server.url}/{name(3)}: no archive \(404 Not Found, .*https://sites\.wustl\.edu"
     ):
         fetch(server, tmp_path, discs=[3])
-    assert len(server.requests) == 1 and names(tmp_path) == [name(1)]
+    assert len(server.requests) == 1 and names(tmp_path) == finished(1)
 
 
 @pytest.mark.parametrize("ending", ["SIGKILL", "SIGINT"])
@@ -264,7 +290,7 @@ def test_goes_on_after_the_process_was_ended(server, tmp_path, ending):
 
     server.pause = 0
     server.forget()
-    assert fetch(server, tmp_path)[0].read_bytes() == FIRST and names(tmp_path) == [name(1)]
+    assert fetch(server, tmp_path)[0].read_bytes() == FIRST and names(tmp_path) == finished(1)
     etag = f'"{hashlib.md5(FIRST).hexdigest()}"'
     assert server.requests == [(name(1), f"bytes={there}-", etag)] and server.sent == len(FIRST) - there
 
@@ -283,7 +309,7 @@ def test_nothing_looks_finished_after_kills_at_random_moments(server, tmp_path):
         kills += 1
         for path in tmp_path.glob("*.tar.gz"):
             assert path.read_bytes() == ARCHIVES[path.name]
-    assert kills >= 5 and names(tmp_path) == [name(1), name(2)]
+    assert kills >= 5 and names(tmp_path) == finished(1, 2)
     assert all((tmp_path / name(disc)).read_bytes() == ARCHIVES[name(disc)] for disc in (1, 2))
 
 
@@ -329,7 +355,7 @@ def test_another_file_on_the_server_is_fetched_whole(server, tmp_path, capsys, i
     break_off(server, tmp_path)
     server.files[name(1)] = make_archive(1, size=size, seed=1)
     assert fetch(server, tmp_path)[0].read_bytes() == server.files[name(1)]
-    assert names(tmp_path) == [name(1)] and words in capsys.readouterr().out
+    assert names(tmp_path) == finished(1) and words in capsys.readouterr().out
 
 
 def test_parts_of_two_files_that_nothing_tells_apart_are_refused(server, tmp_path):
@@ -377,7 +403,7 @@ def test_a_server_that_tells_no_size(server, tmp_path):
     server.breaks = [400_000]  # looks like the end of the file
     with pytest.raises(OSError, match="came damaged"):
         fetch(server, tmp_path, discs=[2])
-    assert names(tmp_path) == [name(1)]
+    assert names(tmp_path) == finished(1)
 
 
 def test_a_page_in_place_of_the_archive_spoils_nothing(server, tmp_path):
