@@ -148,7 +148,9 @@ def fetch(server, folder, discs=(1,), **options):
 def start_process(server, folder, discs=(1,)):
     """Download in another process, which can be killed."""
     options = f"discs={list(discs)}, base_url={server.url!r}, progress=False"
-    code = f"from oasis_vq import download; download.download_oasis1({str(folder)!r}, {options})"
+    # A shell starts what it puts into the background with SIGINT ignored, and the tests may be run so.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from oasis_vq import download; download.download_oasis1({str(folder)!r}, {options})"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
