@@ -1,0 +1,411 @@
+"""What each command does: one function each, whose signature and docstring make its options and its --help.
+
+What takes seconds to import is imported where it is used: --help does not wait.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import arg
+
+
+def phantom(out: Path, subjects: int = 354, image_size: int = 256, seed: int = 0, workers: int = 2) -> None:
+    """Make a cohort of warped MNI152 brains in the OASIS layout: something to work on when there are no data.
+
+    Args:
+        out: folder to write; what is there already is never overwritten.
+        subjects: how many; they are split as in OASIS.
+        image_size: height and width of the PNGs in pixels.
+        seed: the same seed gives the same files.
+        workers: processes.
+    """
+    from oasis_vq.phantom import make_cohort
+
+    make_cohort(out, num_subjects=subjects, image_size=image_size, seed=seed, num_workers=workers)
+    print(f"{out}: {subjects} subjects")
+
+
+def download(
+    collection: tyro.conf.Positional[Literal["oasis1"]],
+    out: Path,
+    discs: tuple[int, ...] = tuple(range(1, 13)),
+    accept_terms: bool = False,
+) -> None:
+    """Download the OASIS-1 archives, about 1.5 GB each; a download that was broken off goes on where it was.
+
+    Args:
+        collection: what to download.
+        out: folder of the archives.
+        discs: numbers of the archives, from 1 to 12; all if not given.
+        accept_terms: whether you accept the data use terms, which are shown; otherwise you are asked.
+    """
+    from oasis_vq.download import confirm_terms, download_oasis1
+
+    confirm_terms(accept_terms)
+    for archive in download_oasis1(out, discs=discs):
+        print(archive)
+
+
+def prepare(
+    source: tyro.conf.Positional[Path],
+    out: Path,
+    image_size: int = 256,
+    plane: Literal["axial", "coronal", "sagittal"] = "axial",
+    num_slices: int = 32,
+    slice_range: tuple[float, float] | None = None,
+    field_of_view: float = 256.0,
+    split: Literal["published", "seeded"] = "published",
+    subject_pattern: str | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Cut brain volumes into slices in the OASIS layout; what was interrupted goes on when called again.
+
+    Args:
+        source: a folder or an archive: OASIS-1 archives or what was in them, NIfTI or ANALYZE volumes.
+        out: folder to write; what is there already is never overwritten.
+        image_size: height and width of the PNGs in pixels.
+        plane: orientation of the slices.
+        num_slices: slices of each subject.
+        slice_range: first and last slice as shares of the brain's extent; None for a range made for the plane.
+        field_of_view: height and width of the images in mm.
+        split: OASIS-1 by the case ranges of the OASIS PNG set ('published') unless that leaves a split empty, or
+            everybody by seed; others by seed.
+        subject_pattern: regular expression that finds the person in a file's name or else in its folders', the
+            innermost first; '.+' says that each file is a person. None knows OASIS, BIDS, ADNI, IXI and BraTS.
+        seed: of the split.
+        workers: processes.
+    """
+    from oasis_vq import ingest
+
+    geometry = ingest.SliceGeometry(
+        image_size=image_size, plane=plane, num_slices=num_slices, slice_range=slice_range, field_of_view=field_of_view
+    )
+    options = {"split": split, "seed": seed, "subject_pattern": subject_pattern, "num_workers": workers}
+    ingest.prepare(source, out, geometry, **options)
+    print(f"{out}: {len(list(out.glob('*/*.png')))} slices")
+
+
+def check(data: tyro.conf.Positional[Path]) -> None:
+    """Look through a data folder: what is there, and each problem with its remedy; exit status 1 if it is unusable.
+
+    Args:
+        data: folder with the slices.
+    """
+    _start()
+    from oasis_vq.guard import check_folder
+
+    index, findings = check_folder(data)
+    for split, part in index.splits().items():
+        if len(part):
+            numbers = f"slices {part.slice.min()}-{part.slice.max()}"
+            print(f"{split:<9}{len(part):>7} files{part.num_subjects:>6} subjects  {numbers}")
+    for finding in findings:
+        print(f"{'error' if finding.is_error else 'note':<6} {finding.kind}: {finding.told(most=20)}")
+    errors = sum(finding.is_error for finding in findings)
+    if errors:
+        raise ValueError(f"{data} cannot be used as it is: {errors} {'errors' if errors > 1 else 'error'} above.")
+    print(f"{data}: usable, {len(findings)} {'note' if len(findings) == 1 else 'notes'}")
+
+
+def recipes() -> None:
+    """Print the recipes: image size, code grid, codes, bits per image and what each is."""
+    import math
+
+    from oasis_vq.recipes import recipe, recipe_names
+
+    print(f"{'recipe':<14}{'image':>6}{'grid':>9}{'codes':>7}{'bits/image':>12}{'epochs':>8}  what")
+    for name in recipe_names():
+        chosen = recipe(name)
+        rows, columns = chosen.vqvae.grid_shape
+        bits = math.log2(chosen.vqvae.num_embeddings) * rows * columns
+        print(
+            f"{name:<14}{chosen.vqvae.image_size:>6}{f'{rows}x{columns}':>9}{chosen.vqvae.num_embeddings:>7}"
+            f"{bits:>12,.0f}{f'{chosen.vqvae.epochs}+{chosen.prior.epochs}':>8}  {chosen.description}"
+        )
+
+
+def train_vqvae(
+    data: Path,
+    out: Path,
+    recipe: str = "default128",
+    image_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    fit: Literal["pad", "stretch"] | None = None,
+    upside_down_copies: bool = False,
+    flip_left_right: bool = False,
+    max_shift: int | None = None,
+    seed: int = 0,
+    limit_train: int | None = None,
+    skip_unreadable: bool = False,
+    cache: bool = False,
+    restart: bool = False,
+) -> None:
+    """Train a VQ-VAE; a training that was interrupted goes on by itself.
+
+    Args:
+        data: folder with slices in the OASIS or the ADNI layout.
+        out: model folder to write.
+        recipe: configuration to start from; `recipes` lists them.
+        image_size: height and width that slices are resized to; None for the recipe's.
+        epochs: passes over the training slices; None for the recipe's.
+        batch_size: images per step; None for the recipe's.
+        fit: what becomes of slices that are not square: black borders or another shape; None for the recipe's.
+        upside_down_copies: whether each slice is there a second time, upside down, if the recipe does not say so.
+        flip_left_right: whether half of the slices, drawn at random, are mirrored, if the recipe does not say so.
+        max_shift: largest random shift in pixels; None for the recipe's.
+        seed: of weights and order.
+        limit_train: training subjects to use at most.
+        skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+        cache: whether slices are decoded once, into a file: for GPUs that wait for the PNG files.
+        restart: whether to train anew; the model at `out` is replaced when the new one is complete.
+    """
+    device = _start(seed)
+    from oasis_vq import recipes
+
+    given = {
+        "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "fit": fit, "seed": seed,
+        "upside_down_copies": upside_down_copies or None, "flip_left_right": flip_left_right or None,
+        "max_shift": max_shift,
+    }  # fmt: skip
+    config = _with_given(recipes.recipe(recipe).vqvae, given)
+    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    _train(out, config, index, device=device, restart=restart, cache=cache)
+
+
+def encode(
+    data: Path,
+    vqvae: Path,
+    out: Path = Path("codes.npz"),
+    limit_train: int | None = None,
+    skip_unreadable: bool = False,
+) -> None:
+    """Write the codes of all slices, with slice position, label, subject and split.
+
+    Args:
+        data: folder with the slices.
+        vqvae: model folder of the VQ-VAE.
+        out: the .npz file to write.
+        limit_train: training subjects to use at most.
+        skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+    """
+    _start()
+    from oasis_vq import folders
+    from oasis_vq.codes import encode_index
+    from oasis_vq.guard import check_readable
+
+    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    check_readable(*index.splits().values())
+    codes = encode_index(folders.load_vqvae(vqvae), index)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    codes.save(out)
+    print(f"{out}: codes {codes.codes.shape}")
+
+
+def train_prior(
+    data: Path,
+    vqvae: Path,
+    out: Path,
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    condition_on: tuple[Literal["slice_index", "label"], ...] | None = None,
+    seed: int = 0,
+    limit_train: int | None = None,
+    skip_unreadable: bool = False,
+    restart: bool = False,
+) -> None:
+    """Train a PixelCNN prior over the codes of a VQ-VAE; a training that was interrupted goes on by itself.
+
+    Args:
+        data: folder with the slices.
+        vqvae: model folder of the VQ-VAE.
+        out: model folder to write.
+        recipe: configuration to start from; None for the one that the VQ-VAE came from.
+        epochs: passes over the training slices; None for the recipe's.
+        batch_size: code grids per step; None for the recipe's.
+        condition_on: what the prior is told of a grid where the data have it, or nothing; None for the recipe's.
+        seed: of weights and order.
+        limit_train: training subjects to use at most.
+        skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+        restart: whether to train anew; the model at `out` is replaced when the new one is complete.
+    """
+    device = _start(seed)
+    from oasis_vq import folders, recipes
+
+    model = folders.load_vqvae(vqvae)
+    given = {"epochs": epochs, "batch_size": batch_size, "condition_on": condition_on, "seed": seed}
+    config = _with_given(recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config), given)
+    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    _train(out, config, index, device=device, vqvae=model, restart=restart)
+
+
+def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0) -> None:
+    """Write a figure of test slices, their codes, reconstructions and errors, as PNG and PDF.
+
+    Args:
+        data: folder with the slices.
+        vqvae: model folder of the VQ-VAE.
+        out: figure to write; .png and .pdf are made.
+        num: slices shown.
+        seed: of the choice of slices.
+    """
+    _start()
+    import numpy as np
+
+    from oasis_vq import folders, guard, metrics, plots, slices, streams
+
+    if num < 1:
+        raise ValueError(f"num is at least 1. Received: {num}.")
+    test, model = slices.find_slices(data).test, folders.load_vqvae(vqvae)
+    chosen = test[np.sort(np.random.default_rng(seed).permutation(len(test))[:num])]
+    guard.check_readable(chosen)
+    images = streams.load_images(chosen, image_size=model.config.image_size, fit=model.config.fit)
+    codes = model.encode(images)
+    again = model.decode(codes)
+    figure = plots.plot_reconstructions(
+        images, codes, again,
+        num_embeddings=model.config.num_embeddings, scores=metrics.ssim_per_image(images, again)[1],
+    )  # fmt: skip
+    plots.save_figure(figure, out.with_suffix("").name, folder=out.parent)
+    print(f"{out.with_suffix('.png')}: {len(images)} test slices, brain_ssim {metrics.brain_ssim(images, again):.3f}")
+
+
+def generate(
+    prior: Path,
+    out: Path,
+    num: Annotated[int, arg(aliases=["-n"])] = 16,
+    seed: int = 0,
+    slice_index: int | None = None,
+    label: Literal["NC", "AD"] | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> None:
+    """Draw new brains: grid.png, sample_00.png and so on, codes.npz and provenance.json.
+
+    Args:
+        prior: model folder of the prior.
+        out: folder to write.
+        num: how many.
+        seed: the same seed gives the same brains.
+        slice_index: slice position, as in the names of the training slices; None draws one for each.
+        label: class, for a prior that was trained with classes; None draws one for each.
+        temperature: below 1 more likely and less diverse.
+        top_k: draw from the k most likely codes only.
+        top_p: draw from the most likely codes that reach this probability only.
+    """
+    _start()
+    import imageio.v3 as iio
+    import numpy as np
+
+    from oasis_vq import __version__, folders, plots, sampling
+    from oasis_vq.codes import Codes
+    from oasis_vq.config import write_json, write_whole
+    from oasis_vq.slices import LABELS
+
+    model = folders.load_prior(prior)
+    vqvae = folders.load_vqvae(folders.vqvae_folder(prior))
+    asked = {"slice_index": slice_index, "label": None if label is None else LABELS.index(label)}
+    options = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, **asked}
+    codes = sampling.sample_codes(model, num, **options)
+    images = vqvae.decode(codes)
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "provenance.json").exists():  # samples of an earlier call are not to be mixed with these
+        for old in out.glob("sample_*.png"):
+            old.unlink()
+    digits = max(2, len(str(num - 1)))
+    for number, image in enumerate(images):
+        png = iio.imwrite("<bytes>", np.round(image[..., 0] * 255).astype(np.uint8), extension=".png")
+        write_whole(out / f"sample_{number:0{digits}}.png", png)
+    conditions = sampling.sample_conditions(model, num, seed=seed, **asked)
+    nobody = np.full(num, "")
+    Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
+    plots.save_figure(plots.plot_slices(images), "grid", folder=out)
+    write_json(
+        out / "provenance.json",
+        {"oasis_vq": __version__, "prior": folders.read_record(prior), "num": num, **options},
+    )
+    print(f"{out / 'grid.png'}: {num} samples")
+
+
+def evaluate(
+    model: tyro.conf.Positional[Path], data: Path, limit_train: int | None = None, skip_unreadable: bool = False
+) -> None:
+    """Score a VQ-VAE or a prior on the test split beside its baselines; writes metrics.json in the model folder.
+
+    Args:
+        model: model folder.
+        data: folder with the slices.
+        limit_train: training subjects to use at most, for the baselines.
+        skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+    """
+    _start()
+    from oasis_vq import evaluation, folders
+    from oasis_vq.config import write_json
+
+    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    if folders.read_record(model)["model"] == "VQVAE":
+        report = evaluation.evaluate_reconstruction(folders.load_vqvae(model), index.test, train=index.train)
+    else:
+        prior = folders.load_prior(model)
+        report = evaluation.evaluate_prior(prior, folders.load_vqvae(folders.vqvae_folder(model)), index)
+    file = model / "metrics.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    write_json(file, {**known, **report})
+    print(evaluation.table(report))
+
+
+def _start(seed: int = 0) -> str:
+    """Import TensorFlow quietly and return the devices; figures are drawn without a screen."""
+    import matplotlib as mpl
+
+    from oasis_vq.config import start_tensorflow
+
+    mpl.use("Agg")
+    return start_tensorflow(seed)
+
+
+def _find(data: Path, limit_train: int | None, *, skip_unreadable: bool):
+    from oasis_vq import guard, slices
+
+    index = slices.find_slices(data, limit_train=limit_train)
+    if skip_unreadable:
+        index, dropped = guard.without_unreadable(index)
+        for path in dropped:
+            print(f"note: {path} cannot be decoded: left out")
+    return index
+
+
+def _with_given(config, given: dict):
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def _train(out: Path, config, index, **options) -> None:
+    from oasis_vq import training
+
+    print(f"{index}\ndevice: {options.pop('device')}")
+    training.fit_or_load(out, config, index, **options)
+    metrics = json.loads((out / "metrics.json").read_text())
+    print(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val_")))
+
+
+COMMANDS = {
+    "phantom": phantom,
+    "download": download,
+    "prepare": prepare,
+    "check": check,
+    "recipes": recipes,
+    "train-vqvae": train_vqvae,
+    "encode": encode,
+    "train-prior": train_prior,
+    "reconstruct": reconstruct,
+    "generate": generate,
+    "evaluate": evaluate,
+}
+RESUMES = (phantom, download, prepare, train_vqvae, train_prior)
+"""Commands that go on from where they were stopped when they are given again."""
