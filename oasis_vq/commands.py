@@ -113,18 +113,16 @@ def check(data: tyro.conf.Positional[Path]) -> None:
 
 def recipes() -> None:
     """Print the recipes: image size, code grid, codes, bits per image and what each is."""
-    import math
-
     from oasis_vq.recipes import recipe, recipe_names
 
     print(f"{'recipe':<14}{'image':>6}{'grid':>9}{'codes':>7}{'bits/image':>12}{'epochs':>8}  what")
     for name in recipe_names():
         chosen = recipe(name)
         rows, columns = chosen.vqvae.grid_shape
-        bits = math.log2(chosen.vqvae.num_embeddings) * rows * columns
+        epochs = f"{chosen.vqvae.epochs}+{chosen.prior.epochs}"
         print(
             f"{name:<14}{chosen.vqvae.image_size:>6}{f'{rows}x{columns}':>9}{chosen.vqvae.num_embeddings:>7}"
-            f"{bits:>12,.0f}{f'{chosen.vqvae.epochs}+{chosen.prior.epochs}':>8}  {chosen.description}"
+            f"{chosen.vqvae.bits_per_image:>12,.0f}{epochs:>8}  {chosen.description}"
         )
 
 

@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from oasis_vq.slices import SliceIndex
@@ -43,6 +44,12 @@ class Config:
         own, others = self.to_dict(), other.to_dict()
         return "; ".join(f"{name}: {own[name]}, not {others[name]}" for name in own if own[name] != others[name])
 
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                options = " or ".join(repr(option) for option in get_args(hint))
+                self._require(getattr(self, name) in get_args(hint), f"{name} is {options}", getattr(self, name))
+
     def _require(self, rule: bool, text: str, received: Any) -> None:
         if not rule:
             raise ValueError(f"{text}. Received: {received}.")
@@ -60,6 +67,7 @@ class Augmentation(Config):
     """Largest random shift along each axis in pixels; black comes in."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._require(self.max_shift >= 0, "max_shift is at least 0", self.max_shift)
 
     @property
@@ -79,9 +87,24 @@ class VQVAEConfig(Augmentation):
     fit: Literal["pad", "stretch"] = "pad"
     """What becomes of a slice that is not square: black borders, or another shape."""
     downsampling: int = 8
-    """Image pixels per code along each axis: 2, 4, 8 or 16; one strided convolution per factor of two."""
+    """Image pixels per code along each axis: 1, 2, 4, 8 or 16; one convolution of stride 2 per factor of two."""
     width: int = 96
     """Channels at the resolution of the codes; halved at each finer resolution."""
+    channels: tuple[int, ...] = ()
+    """Channels of each convolution of the encoder in place of what `width` makes of them; those after the strided ones
+    have stride 1. The decoder mirrors them."""
+    kernel_size: int = 4
+    """Side of these convolutions; even sides share evenly between strides of 2 (no checkerboard)."""
+    latent_kernel_size: int = 1
+    """Side of the convolution that makes the latents."""
+    batch_norm: bool = False
+    """Whether batch normalization follows these convolutions and the 3x3 ones of residual blocks."""
+    activation: Literal["relu", "leaky_relu", "silu", "gelu"] = "relu"
+    """Between layers; the leaky one has slope 0.2."""
+    latent_activation: Literal["linear", "sigmoid", "tanh"] = "linear"
+    """Of the latents."""
+    output_activation: Literal["linear", "sigmoid", "tanh"] = "linear"
+    """Of the image; tanh is brought from [-1, 1] to [0, 1]."""
     num_residual_blocks: int = 2
     """Residual blocks at the resolution of the codes, in the encoder and in the decoder (van den Oord et al. 2017)."""
     num_embeddings: int = 512
@@ -92,8 +115,12 @@ class VQVAEConfig(Augmentation):
     """How the codebook learns: by gradient (van den Oord et al. 2017, eq. 3) or by moving averages (appendix A.1)."""
     commitment_cost: float = 0.25
     """Weight of the commitment term, beta (van den Oord et al. 2017, eq. 3)."""
+    loss: Literal["mse", "bce", "l1"] = "mse"
+    """Squared error over the data's variance, binary cross-entropy, or absolute error over the standard deviation."""
     ssim_weight: float = 0.5
-    """Weight of 1 - SSIM beside the squared error divided by the data's variance; 0 leaves it out."""
+    """Weight of 1 - SSIM beside that loss; 0 leaves it out."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of the convolutions; quantizer and losses compute in float32."""
     learning_rate: float = 1e-3
     """Adam's learning rate, at its start if it decays."""
     cosine_decay: bool = True
@@ -107,7 +134,7 @@ class VQVAEConfig(Augmentation):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(self.downsampling in (2, 4, 8, 16), "downsampling is 2, 4, 8 or 16", self.downsampling)
+        self._require(self.downsampling in (1, 2, 4, 8, 16), "downsampling is 1, 2, 4, 8 or 16", self.downsampling)
         nearest = max(1, round(self.image_size / self.downsampling)) * self.downsampling
         self._require(
             self.image_size == nearest,
@@ -115,11 +142,39 @@ class VQVAEConfig(Augmentation):
             self.image_size,
         )
         self._require(self.ssim_weight == 0 or self.image_size >= 11, "SSIM needs 11 pixels or more", self.image_size)
-        self._require(self.quantizer in ("gradient", "ema"), "quantizer is 'gradient' or 'ema'", self.quantizer)
-        self._require(self.fit in ("pad", "stretch"), "fit is 'pad' or 'stretch'", self.fit)
         self._require(self.max_shift < self.image_size, "max_shift is below image_size", self.max_shift)
-        for name in ("width", "num_embeddings", "embedding_dim", "batch_size", "epochs"):
+        for name in (
+            "width", "kernel_size", "latent_kernel_size", "num_embeddings", "embedding_dim", "batch_size", "epochs",
+        ):  # fmt: skip
             self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
+        num_strided = self.downsampling.bit_length() - 1
+        self._require(
+            not self.channels or (len(self.channels) >= num_strided and min(self.channels) >= 1),
+            f"channels are at least {num_strided} numbers from 1 on",
+            self.channels,
+        )
+        self._require(
+            self.loss != "bce" or self.output_activation == "sigmoid",
+            "the loss 'bce' needs output_activation 'sigmoid'",
+            self.output_activation,
+        )
+
+    @property
+    def encoder_channels(self) -> tuple[int, ...]:
+        """Channels of each convolution of the encoder, finest resolution first."""
+        stages = max(1, self.downsampling.bit_length() - 1)
+        return self.channels or tuple(max(1, self.width >> (stages - 1 - stage)) for stage in range(stages))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each convolution of the encoder: twos until the resolution of the codes is reached, then ones."""
+        num_strided = self.downsampling.bit_length() - 1
+        return tuple(2 if stage < num_strided else 1 for stage in range(len(self.encoder_channels)))
+
+    @property
+    def bits_per_image(self) -> float:
+        """Bits that the codes of one image take, all codes being equally long: positions times log2(num_embeddings)."""
+        return math.prod(self.grid_shape) * math.log2(self.num_embeddings)
 
     @property
     def grid_shape(self) -> tuple[int, int]:
@@ -185,6 +240,7 @@ class PriorConfig(Config):
     """Seed of the weights, of dropout and of the order of the grids."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
         names = ("slice_index", "label")
         self._require(set(self.condition_on) <= set(names), f"condition_on is among {names}", self.condition_on)

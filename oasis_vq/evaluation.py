@@ -69,7 +69,8 @@ def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | Non
     Returns:
         ssim, brain_ssim, psnr, brain_psnr, bits_per_image, perplexity, codebook_usage, num_images, num_subjects,
         all float; `baselines`: the scores of an all-black image and of the mean training slice at the same position;
-        `intervals`: for each score the 95 % bootstrap interval over subjects.
+        `intervals`: for each score the 95 % bootstrap interval over subjects; `positions`: the slice positions under
+        `slice`, and at each of them the ssim and brain_ssim of `model` and of each baseline (None without any brain).
     """
     train = find_slices(slices.root).train if train is None else train
     check_readable(slices, train)
@@ -89,14 +90,28 @@ def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | Non
     counts = np.bincount(np.concatenate(codes).ravel(), minlength=vqvae.config.num_embeddings)
     return {
         **scores["model"].of(),
-        "bits_per_image": math.prod(vqvae.config.grid_shape) * math.log2(vqvae.config.num_embeddings),
+        "bits_per_image": vqvae.config.bits_per_image,
         "perplexity": perplexity(np.concatenate(codes), vqvae.config.num_embeddings),
         "codebook_usage": float((counts > 0).mean()),
         "num_images": float(len(slices)),
         "num_subjects": float(slices.num_subjects),
         "baselines": {name: scores[name].of() for name in ("black", "mean_slice")},
         "intervals": _bootstrap(scores["model"], slices.subject, seed),
+        "positions": _by_position(scores, slices.slice),
     }
+
+
+def _by_position(scores: dict[str, _Scores], positions: np.ndarray) -> dict:
+    """Return the distinct positions (n,), and ssim and brain_ssim of each set of scores at each of them."""
+    distinct = np.unique(positions)
+    curves: dict = {"slice": [int(position) for position in distinct]}
+    for name, part in scores.items():
+        found = [part.of(np.flatnonzero(positions == position)) for position in distinct]
+        curves[name] = {
+            score: [values[score] if np.isfinite(values[score]) else None for values in found]
+            for score in ("ssim", "brain_ssim")
+        }
+    return curves
 
 
 def _bootstrap(scores: _Scores, subjects: np.ndarray, seed: int) -> dict[str, list[float]]:
@@ -181,4 +196,12 @@ def table(report: dict) -> str:
             f"The coursework asks for a mean SSIM of {COURSEWORK_SSIM}: {verdict}. "
             f"An all-black image scores {black['ssim']:.3f} there, and {black['brain_ssim']:.3f} in brain_ssim."
         )
+    if "positions" in report:
+        pairs = zip(report["positions"]["model"]["brain_ssim"], report["positions"]["slice"], strict=True)
+        with_brain = [pair for pair in pairs if pair[0] is not None]
+        if with_brain:
+            (low, worst), (high, best) = min(with_brain), max(with_brain)
+            lines.append(
+                f"By slice position, brain_ssim goes from {low:.3f} (slice {worst}) to {high:.3f} (slice {best})."
+            )
     return "\n".join(lines)

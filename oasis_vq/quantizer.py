@@ -1,14 +1,20 @@
 """Vector quantizers: from latents to the nearest vectors of a codebook, with a gradient that passes."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+TILE_SIZE = 2**21
+"""Similarities computed at once by the search: 8 MB, what a core's cache holds, instead of all of them."""
 
 
 def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
     """Return the index of the codebook vector nearest to each latent.
 
-    The squared distance is compared as z·e - |e|²/2, which needs neither |z|² nor a one-hot matrix.
+    The squared distance is compared as z·e - |e|²/2, which needs neither |z|² nor a one-hot matrix, for as many latents
+    at a time as `TILE_SIZE` allows.
 
     Args:
         latents: (..., embedding_dim), float32.
@@ -20,13 +26,51 @@ def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
     Source: van den Oord et al. 2017, equation 1.
     """
     codebook = tf.stop_gradient(codebook)
-    flat = tf.reshape(tf.stop_gradient(latents), (-1, codebook.shape[-1]))  # (n, d)
-    similarity = tf.matmul(flat, codebook, transpose_b=True) - 0.5 * tf.reduce_sum(codebook**2, axis=1)  # (n, k)
-    return tf.reshape(tf.argmax(similarity, axis=1, output_type=tf.int32), tf.shape(latents)[:-1])
+    num_embeddings, embedding_dim = codebook.shape
+    flat = tf.reshape(tf.stop_gradient(latents), (-1, embedding_dim))  # (n, d)
+    half_norms = 0.5 * tf.reduce_sum(codebook**2, axis=1)  # (k,)
+
+    def search(part: tf.Tensor) -> tf.Tensor:
+        similarity = tf.matmul(part, codebook, transpose_b=True) - half_norms  # (tile, k)
+        return tf.argmax(similarity, axis=1, output_type=tf.int32)
+
+    tile = max(1, TILE_SIZE // num_embeddings)
+    if flat.shape[0] is not None and flat.shape[0] <= tile:
+        codes = search(flat)
+    else:
+        count = tf.shape(flat)[0]
+        num_tiles = -(-count // tile)
+        flat = tf.pad(flat, [[0, num_tiles * tile - count], [0, 0]])
+        tiles = tf.reshape(flat, (num_tiles, tile, embedding_dim))
+        codes = tf.reshape(tf.map_fn(search, tiles, fn_output_signature=tf.int32), (-1,))[:count]
+    return tf.reshape(codes, tf.shape(latents)[:-1])
+
+
+@tf.custom_gradient
+def straight_through(latents: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Return vectors (..., d); their gradient goes to latents (..., d) unchanged.
+
+    Source: Bengio et al. 2013, section 4; van den Oord et al. 2017, section 3.2.
+    """
+    return tf.identity(vectors), lambda upstream: (upstream, None)
+
+
+@tf.custom_gradient
+def _attraction(
+    latents: tf.Tensor, vectors: tf.Tensor, latent_weight: tf.Tensor, vector_weight: tf.Tensor
+) -> tuple[tf.Tensor, Callable]:
+    """Return (latent_weight + vector_weight) times the mean squared distance, each weight pulling its own side."""
+    difference = latents - vectors
+
+    def backward(upstream: tf.Tensor) -> tuple:
+        pull = difference * (2.0 * upstream / tf.cast(tf.size(difference), difference.dtype))
+        return latent_weight * pull, -vector_weight * pull, None, None
+
+    return (latent_weight + vector_weight) * tf.reduce_mean(difference**2), backward
 
 
 class _Quantizer(keras.layers.Layer):
-    """What all quantizers share: the codebook, the search, the lookup and the commitment term.
+    """What all quantizers share: the codebook, the search, the lookup, and the gradient that passes.
 
     Computes in float32 whatever the precision policy says: half precision changes codes and overflows distances.
     """
@@ -38,8 +82,8 @@ class _Quantizer(keras.layers.Layer):
         self.commitment_cost = commitment_cost
 
     def get_config(self) -> dict:
-        own = {name: getattr(self, name) for name in ("num_embeddings", "embedding_dim", "commitment_cost")}
-        return {**super().get_config(), **own}
+        names = ("num_embeddings", "embedding_dim", "commitment_cost")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def codes(self, latents: tf.Tensor) -> tf.Tensor:
         """Return the nearest code of each latent: (..., embedding_dim) to (...) int32."""
@@ -86,10 +130,7 @@ class VectorQuantizer(_Quantizer):
         self._check(latents)
         codes = self.codes(latents)
         vectors = self.lookup(codes)
-        codebook_term = tf.reduce_mean((tf.stop_gradient(latents) - vectors) ** 2)
-        commitment_term = tf.reduce_mean((latents - tf.stop_gradient(vectors)) ** 2)
-        quantized = latents + tf.stop_gradient(vectors - latents)
-        return quantized, codes, codebook_term + self.commitment_cost * commitment_term
+        return straight_through(latents, vectors), codes, _attraction(latents, vectors, self.commitment_cost, 1.0)
 
 
 @keras.saving.register_keras_serializable("oasis_vq")
@@ -100,6 +141,8 @@ class EMAVectorQuantizer(_Quantizer):
     `DEAD_SHARE` of an even share; at the first step all) move onto latents of the batch, drawn with a probability
     proportional to their squared distance from the codebook: three quarters of a brain slice are background, and
     even draws would put most codes there.
+
+    On several devices the counts and sums are those of the whole batch, and restarts draw from the first device's part.
 
     Args:
         num_embeddings: vectors in the codebook, K.
@@ -123,13 +166,12 @@ class EMAVectorQuantizer(_Quantizer):
         num_embeddings: int,
         embedding_dim: int,
         *,
-        commitment_cost: float = 0.25,
         decay: float = 0.99,
         restart_interval: int = 50,
         seed: int = 0,
         **kwargs,
     ):
-        super().__init__(num_embeddings, embedding_dim, commitment_cost=commitment_cost, **kwargs)
+        super().__init__(num_embeddings, embedding_dim, **kwargs)
         self.decay = decay
         self.restart_interval = restart_interval
         self.seed = seed
@@ -139,40 +181,47 @@ class EMAVectorQuantizer(_Quantizer):
         return {**super().get_config(), **own}
 
     def build(self, input_shape) -> None:
-        def state(name: str, shape: tuple, initializer: str, dtype: str = "float32", **options):
-            return self.add_weight(
-                name=name, shape=shape, initializer=initializer, dtype=dtype, autocast=False, trainable=False, **options
-            )
+        def state(name: str, shape: tuple, initializer: str, dtype: str = "float32"):
+            options = {"autocast": False, "trainable": False, "aggregation": "only_first_replica"}
+            return self.add_weight(name=name, shape=shape, initializer=initializer, dtype=dtype, **options)
 
         shape = (self.num_embeddings, self.embedding_dim)
         # Counts start at 1 and sums at the codebook: with counts of 0 an unused vector explodes at the first step.
-        self.codebook = state("codebook", shape, "zeros", aggregation="mean")
-        self.average_counts = state("average_counts", shape[:1], "ones", aggregation="mean")
-        self.average_sums = state("average_sums", shape, "zeros", aggregation="mean")
+        self.codebook = state("codebook", shape, "zeros")
+        self.average_counts = state("average_counts", shape[:1], "ones")
+        self.average_sums = state("average_sums", shape, "zeros")
         # int64: TensorFlow keeps int32 variables on the CPU, which a step compiled for the GPU cannot reach.
-        self.num_steps = state("num_steps", (), "zeros", dtype="int64", aggregation="only_first_replica")
+        self.num_steps = state("num_steps", (), "zeros", dtype="int64")
 
     def call(self, latents: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         self._check(latents)
         if training:
             flat = tf.reshape(tf.stop_gradient(latents), (-1, self.embedding_dim))  # (n, d)
-            step = tf.convert_to_tensor(self.num_steps)
-            interval = self.restart_interval or 2**30
-            tf.cond(step % interval == 0, lambda: self._restart(flat, step), lambda: None)
-            self.num_steps.assign(step + 1)
+            self._restart(flat)
         codes = self.codes(latents)
         vectors = self.lookup(codes)
         if training:
             self._update(flat, tf.reshape(codes, (-1,)))
-        commitment_term = tf.reduce_mean((latents - tf.stop_gradient(vectors)) ** 2)
-        quantized = latents + tf.stop_gradient(vectors - latents)
-        return quantized, codes, self.commitment_cost * commitment_term
+        return straight_through(latents, vectors), codes, _attraction(latents, vectors, self.commitment_cost, 0.0)
 
-    def _restart(self, flat: tf.Tensor, step: tf.Tensor) -> None:
-        """Move dead codes, at step 0 all codes, onto latents (n, d) drawn from the batch; reset their averages."""
-        share = tf.reduce_mean(self.average_counts)
-        dead = tf.logical_or(step == 0, self.average_counts < self.DEAD_SHARE * share)  # (k,)
-        distances = tf.reduce_sum((flat - self.lookup(self.codes(flat))) ** 2, axis=1)  # (n,)
+    def _restart(self, flat: tf.Tensor) -> None:
+        """On schedule, move dead codes, at step 0 all codes, onto latents (n, d) drawn from the batch."""
+        step = tf.convert_to_tensor(self.num_steps)
+        state = [tf.convert_to_tensor(part) for part in (self.codebook, self.average_counts, self.average_sums)]
+        interval = self.restart_interval or 2**30
+        # Variables are assigned outside of the branch: several devices can only agree on their values there.
+        codebook, counts, sums = tf.cond(
+            step % interval == 0, lambda: self._restarted(flat, step, *state), lambda: state
+        )
+        self.codebook.assign(codebook)
+        self.average_counts.assign(counts)
+        self.average_sums.assign(sums)
+        self.num_steps.assign(step + 1)
+
+    def _restarted(self, flat: tf.Tensor, step: tf.Tensor, codebook: tf.Tensor, counts: tf.Tensor, sums: tf.Tensor):
+        share = tf.reduce_mean(counts)
+        dead = tf.logical_or(step == 0, counts < self.DEAD_SHARE * share)  # (k,)
+        distances = tf.reduce_sum((flat - tf.gather(codebook, nearest_codes(flat, codebook))) ** 2, axis=1)  # (n,)
         rows = tf.random.stateless_categorical(
             tf.math.log(distances + 1e-12)[None],
             self.num_embeddings,
@@ -180,15 +229,19 @@ class EMAVectorQuantizer(_Quantizer):
         )[0]
         drawn = tf.gather(flat, rows)  # (k, d)
         fresh = tf.where(step == 0, 1.0, share)
-        counts = tf.where(dead, fresh, self.average_counts)
-        self.codebook.assign(tf.where(dead[:, None], drawn, self.codebook))
-        self.average_counts.assign(counts)
-        self.average_sums.assign(tf.where(dead[:, None], drawn * fresh, self.average_sums))
+        return [
+            tf.where(dead[:, None], drawn, codebook),
+            tf.where(dead, fresh, counts),
+            tf.where(dead[:, None], drawn * fresh, sums),
+        ]
 
     def _update(self, flat: tf.Tensor, codes: tf.Tensor) -> None:
         """Move the averages towards the latents (n, d) that chose each code, and the codebook with them."""
         counts = tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings)
         sums = tf.math.unsorted_segment_sum(flat, codes, self.num_embeddings)
+        replicas = tf.distribute.get_replica_context()
+        if replicas.num_replicas_in_sync > 1:
+            counts, sums = replicas.all_reduce(tf.distribute.ReduceOp.SUM, [counts, sums])
         counts = self.decay * self.average_counts + (1 - self.decay) * counts
         sums = self.decay * self.average_sums + (1 - self.decay) * sums
         self.average_counts.assign(counts)
@@ -218,6 +271,10 @@ class Perplexity(keras.metrics.Metric):
     def result(self) -> tf.Tensor:
         share = self.counts / tf.maximum(tf.reduce_sum(self.counts), 1.0)
         return tf.exp(-tf.reduce_sum(tf.math.xlogy(share, share)))
+
+    def usage(self) -> tf.Tensor:
+        """Return the share of the codes that have occurred since the last reset, () float32."""
+        return tf.reduce_mean(tf.cast(self.counts > 0, tf.float32))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "num_embeddings": self.num_embeddings}

@@ -54,8 +54,9 @@ _RECIPES = {
             "keras_io",
             "the keras.io VQ-VAE and PixelCNN examples, with an embedding in place of the one-hot input",
             VQVAEConfig(
-                image_size=128, downsampling=4, width=64, num_residual_blocks=0, num_embeddings=128, embedding_dim=16,
-                quantizer="gradient", ssim_weight=0.0, cosine_decay=False, batch_size=128, epochs=30,
+                image_size=128, downsampling=4, width=64, num_residual_blocks=0, kernel_size=3,
+                num_embeddings=128, embedding_dim=16, quantizer="gradient",
+                ssim_weight=0.0, cosine_decay=False, batch_size=128, epochs=30,
             ),
             PriorConfig(
                 condition_on=(), num_slices=0, embedding_dim=64, num_channels=128, first_kernel_size=7, kernel_size=3,

@@ -4,26 +4,28 @@ A model folder is built beside its place, in `<name>.partial`, and renamed when 
 whole.
 """
 
-import csv
-import io
+import importlib.util
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
+from oasis_vq.callbacks import ReconstructionGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices
-from oasis_vq.config import PriorConfig, VQVAEConfig, write_json, write_whole
+from oasis_vq.config import PriorConfig, VQVAEConfig, write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import BitsPerCode, PixelCNN
 from oasis_vq.slices import SliceIndex, Slices
-from oasis_vq.streams import epoch_orders, make_dataset
+from oasis_vq.streams import epoch_orders, load_images, make_dataset
 from oasis_vq.vqvae import VQVAE
+
+NUM_SHOWN = 8
+"""Slices of validate in reconstructions.png."""
 
 
 def fit_or_load(
@@ -34,6 +36,7 @@ def fit_or_load(
     vqvae: VQVAE | None = None,
     restart: bool = False,
     cache: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> VQVAE | PixelCNN:
     """Load the model of this name if it has been trained with this configuration, else train it.
 
@@ -46,6 +49,8 @@ def fit_or_load(
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
+        callbacks: of Keras, beside what is always there: history.csv and checkpoints; for a VQ-VAE
+            reconstructions.png, slices of validate over their reconstructions; TensorBoard's logs if it is installed.
 
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
@@ -70,7 +75,7 @@ def fit_or_load(
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "config.json", record)
-    _fit(training, partial)
+    _fit(training, partial, callbacks)
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)
@@ -86,6 +91,8 @@ class _Training:
     stream: Callable[[int], tf.data.Dataset]
     validation: tf.data.Dataset
     num_items: int
+    shown: np.ndarray | None = None
+    """Images (n, size, size, 1) that are drawn over their reconstructions during the training."""
 
 
 def _train_vqvae(config: VQVAEConfig, index: SliceIndex, *, cache: bool) -> _Training:
@@ -98,8 +105,13 @@ def _train_vqvae(config: VQVAEConfig, index: SliceIndex, *, cache: bool) -> _Tra
     vqvae.adapt(images(index.train))
     vqvae.compile(optimizer=_adam(config, num_items))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
+    spread = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
     return _Training(
-        vqvae, lambda epoch: images(index.train, first_epoch=epoch, **order), images(index.validate), num_items
+        vqvae,
+        lambda epoch: images(index.train, first_epoch=epoch, **order),
+        images(index.validate),
+        num_items,
+        shown=load_images(index.validate[spread], image_size=config.image_size, fit=config.fit),
     )
 
 
@@ -137,7 +149,7 @@ def _adam(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers
     return keras.optimizers.Adam(rate)
 
 
-def _fit(training: _Training, folder: Path) -> None:
+def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:
     """Train in a folder, from its last checkpoint on if there is one, and leave the finished model there."""
     model, config = training.model, training.model.config
     model.optimizer.build(model.trainable_variables)
@@ -150,13 +162,18 @@ def _fit(training: _Training, folder: Path) -> None:
         checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
     first_epoch = int(epoch)
-    log = _TrainingLog(folder, manager, epoch, training.num_items)
+    followers = list(callbacks)
+    if training.shown is not None:
+        followers.append(ReconstructionGrid(training.shown, folder / "reconstructions.png"))
+    if importlib.util.find_spec("tensorboard"):
+        followers.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
+    followers.append(TrainingLog(folder, manager, epoch, training.num_items))
     model.fit(
         training.stream(first_epoch),
         validation_data=training.validation,
         initial_epoch=first_epoch,
         epochs=config.epochs,
-        callbacks=[log],
+        callbacks=followers,
         shuffle=False,  # the stream does it
         verbose=0,
     )
@@ -172,47 +189,3 @@ def _fit(training: _Training, folder: Path) -> None:
             "training_seconds": float(history["seconds"].sum()),
         },
     )
-
-
-class _TrainingLog(keras.callbacks.Callback):
-    """Shows a progress bar and, after each epoch, adds a line to history.csv and saves a checkpoint."""
-
-    def __init__(self, folder: Path, manager: tf.train.CheckpointManager, epoch: tf.Variable, num_items: int):
-        super().__init__()
-        self.file = folder / "history.csv"
-        self.name = folder.stem
-        self.manager = manager
-        self.epoch = epoch
-        self.num_items = num_items
-
-    def on_train_begin(self, logs=None) -> None:
-        total, done = self.params["epochs"] * self.num_items, int(self.epoch) * self.num_items
-        self.progress = tqdm(desc=self.name, total=total, initial=done, unit="image", smoothing=0.05, mininterval=0.5)
-        self.rows = []
-        if self.file.exists():  # an epoch that was written, but not yet in a checkpoint, is repeated
-            with self.file.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= int(self.epoch)]
-
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self.started = time.monotonic()
-
-    def on_train_batch_end(self, batch: int, logs=None) -> None:
-        size = self.model.config.batch_size
-        self.progress.update(min(size, self.num_items - batch * size))
-
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
-        values = {name: float(value) for name, value in logs.items()}
-        seconds = time.monotonic() - self.started
-        self.rows.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3)})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_whole(self.file, text.getvalue().encode())
-        self.epoch.assign(epoch + 1)
-        self.manager.save(checkpoint_number=epoch + 1)
-        shown = "total_loss" if "total_loss" in values else "bits_per_code"
-        self.progress.set_postfix({"epoch": epoch + 1, shown: values[shown], "val": values[f"val_{shown}"]})
-
-    def on_train_end(self, logs=None) -> None:
-        self.progress.close()

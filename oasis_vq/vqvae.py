@@ -3,7 +3,8 @@
 Source: van den Oord, Vinyals and Kavukcuoglu 2017, Neural Discrete Representation Learning, arXiv:1711.00937.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -26,56 +27,94 @@ def in_batches(function: Callable, *arrays: np.ndarray | None) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _channels(config: VQVAEConfig) -> list[int]:
-    """Return the channels of each strided convolution, finest resolution first; the last is `config.width`."""
-    stages = config.downsampling.bit_length() - 1
-    return [max(1, config.width >> (stages - 1 - stage)) for stage in range(stages)]
+def _convolution(x: keras.KerasTensor, config: VQVAEConfig, channels: int, stride: int, *, up: bool = False):
+    """Add a convolution, transposed if it leads up to the image, its batch normalization if any, and the activation."""
+    convolution = keras.layers.Conv2DTranspose if up else keras.layers.Conv2D
+    x = convolution(channels, config.kernel_size, strides=stride, padding="same")(x)
+    return _activated(x, config)
+
+
+def _activated(x: keras.KerasTensor, config: VQVAEConfig) -> keras.KerasTensor:
+    if config.batch_norm:
+        x = keras.layers.BatchNormalization()(x)
+    return keras.layers.Activation(config.activation)(x)
 
 
 def _residual_blocks(x: keras.KerasTensor, config: VQVAEConfig) -> keras.KerasTensor:
-    """Add ReLU, 3x3 convolution, ReLU, 1x1 convolution, and the skip, once for each residual block."""
+    """Add activation, 3x3 convolution, activation, 1x1 convolution, and the skip, once for each residual block."""
+    channels = config.encoder_channels[-1]
     for _ in range(config.num_residual_blocks):
-        hidden = keras.layers.ReLU()(x)
-        hidden = keras.layers.Conv2D(config.width, 3, padding="same", activation="relu")(hidden)
-        hidden = keras.layers.Conv2D(config.width, 1)(hidden)
+        hidden = keras.layers.Activation(config.activation)(x)
+        hidden = _activated(keras.layers.Conv2D(channels, 3, padding="same")(hidden), config)
+        hidden = keras.layers.Conv2D(channels, 1)(hidden)
         x = keras.layers.Add()([x, hidden])
-    return keras.layers.ReLU()(x) if config.num_residual_blocks else x
+    return keras.layers.Activation(config.activation)(x) if config.num_residual_blocks else x
 
 
 def build_encoder(config: VQVAEConfig) -> keras.Model:
     """Return a model from images (b, size, size, 1) to latents (b, *grid_shape, embedding_dim)."""
     x = inputs = keras.Input((config.image_size, config.image_size, 1), name="images")
-    for channels in _channels(config):
-        x = keras.layers.Conv2D(channels, _kernel_size(config), strides=2, padding="same", activation="relu")(x)
+    for channels, stride in zip(config.encoder_channels, config.strides, strict=True):
+        x = _convolution(x, config, channels, stride)
     x = _residual_blocks(x, config)
-    return keras.Model(inputs, keras.layers.Conv2D(config.embedding_dim, 1, name="latents")(x), name="encoder")
+    options = {"padding": "same", "activation": config.latent_activation, "name": "latents"}
+    latents = keras.layers.Conv2D(config.embedding_dim, config.latent_kernel_size, **options)(x)
+    return keras.Model(inputs, latents, name="encoder")
 
 
 def build_decoder(config: VQVAEConfig) -> keras.Model:
     """Return a model from quantized latents (b, *grid_shape, embedding_dim) to images (b, size, size, 1).
 
     With residual blocks the last transposed convolution makes the image (van den Oord et al. 2017, section 4.1);
-    without, a convolution after it (the keras.io example).
+    without, the convolutions of the encoder are mirrored and one after them makes the image (the keras.io example).
     """
     x = inputs = keras.Input((*config.grid_shape, config.embedding_dim), name="quantized")
-    upsample = {"kernel_size": _kernel_size(config), "strides": 2, "padding": "same"}
-    channels = _channels(config)[::-1]
+    channels, strides = config.encoder_channels[::-1], config.strides[::-1]
+    output = {"padding": "same", "activation": config.output_activation, "dtype": "float32", "name": "images"}
     if config.num_residual_blocks:
-        x = keras.layers.Conv2D(config.width, 3, padding="same")(x)
+        x = keras.layers.Conv2D(channels[0], 3, padding="same")(x)
         x = _residual_blocks(x, config)
-        for filters in channels[1:]:
-            x = keras.layers.Conv2DTranspose(filters, activation="relu", **upsample)(x)
-        images = keras.layers.Conv2DTranspose(1, dtype="float32", name="images", **upsample)(x)
+        for filters, stride in zip(channels[1:], strides, strict=False):
+            x = _convolution(x, config, filters, stride, up=True)
+        images = keras.layers.Conv2DTranspose(1, config.kernel_size, strides=strides[-1], **output)(x)
     else:
-        for filters in channels:
-            x = keras.layers.Conv2DTranspose(filters, activation="relu", **upsample)(x)
-        images = keras.layers.Conv2D(1, 3, padding="same", dtype="float32", name="images")(x)
+        for filters, stride in zip(channels, strides, strict=True):
+            x = _convolution(x, config, filters, stride, up=True)
+        images = keras.layers.Conv2D(1, 3, **output)(x)
+    if config.output_activation == "tanh":
+        images = keras.layers.Rescaling(0.5, 0.5, dtype="float32")(images)
     return keras.Model(inputs, images, name="decoder")
 
 
-def _kernel_size(config: VQVAEConfig) -> int:
-    # Sides of 4 share evenly between strides of 2 (no checkerboard); the keras.io example, without blocks, has 3.
-    return 4 if config.num_residual_blocks else 3
+def pixel_loss(name: str, images: tf.Tensor, again: tf.Tensor, *, variance: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """Return a mean over all pixels that measures how far reconstructions are from images.
+
+    Args:
+        name: 'mse', squared errors in units of the variance (van den Oord et al. 2017); 'l1', absolute errors in units
+            of the standard deviation; 'bce', binary cross-entropy in nats, least where both are equal, but not 0 there.
+        images: (b, size, size, 1), float32 in [0, 1].
+        again: the same shape; in (0, 1) for 'bce'.
+        variance: of the pixels of the data; 'bce' does without.
+
+    Returns:
+        (), float32.
+    """
+    if name == "mse":
+        return tf.reduce_mean((images - again) ** 2) / variance
+    if name == "l1":
+        return tf.reduce_mean(tf.abs(images - again)) / variance**0.5
+    return tf.reduce_mean(keras.losses.binary_crossentropy(images, again))
+
+
+@contextlib.contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    """Build layers with a precision policy, and leave the session's own as it was."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @keras.saving.register_keras_serializable("oasis_vq")
@@ -89,10 +128,12 @@ class VQVAE(keras.Model):
     """
 
     def __init__(self, config: VQVAEConfig | dict, **kwargs):
-        super().__init__(**kwargs)
-        self.config = config if isinstance(config, VQVAEConfig) else VQVAEConfig.from_dict(config)
-        self.encoder = build_encoder(self.config)
-        self.decoder = build_decoder(self.config)
+        config = config if isinstance(config, VQVAEConfig) else VQVAEConfig.from_dict(config)
+        super().__init__(**{**kwargs, "dtype": config.precision})
+        self.config = config
+        with _precision(self.config.precision):
+            self.encoder = build_encoder(self.config)
+            self.decoder = build_decoder(self.config)
         sizes = (self.config.num_embeddings, self.config.embedding_dim)
         options = {"commitment_cost": self.config.commitment_cost, "name": "quantizer"}
         if self.config.quantizer == "ema":
@@ -135,12 +176,12 @@ class VQVAE(keras.Model):
     def losses_of(self, images: tf.Tensor, *, training: bool) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """Return the losses, each () float32, and the codes (batch, h, w) of images (batch, size, size, 1).
 
-        reconstruction_loss is the mean squared error over the data's variance, plus `ssim_weight` (1 - SSIM);
-        vq_loss is the quantizer's; total_loss is their sum.
+        reconstruction_loss is the one that the configuration names, plus `ssim_weight` (1 - SSIM); vq_loss is the
+        quantizer's; total_loss is their sum.
         """
         quantized, codes, vq_loss = self.quantizer(self.encoder(images, training=training), training=training)
         again = self.decoder(quantized, training=training)
-        reconstruction_loss = tf.reduce_mean((images - again) ** 2) / self.image_variance
+        reconstruction_loss = pixel_loss(self.config.loss, images, again, variance=self.image_variance)
         if self.config.ssim_weight:
             similarity = tf.reduce_mean(tf.image.ssim(images, again, max_val=1.0))
             reconstruction_loss += self.config.ssim_weight * (1.0 - similarity)
@@ -164,7 +205,7 @@ class VQVAE(keras.Model):
         for name, mean in self._means.items():
             mean.update_state(losses[name], sample_weight=tf.shape(codes)[0])  # the last batch may be smaller
         self._perplexity.update_state(codes)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return {metric.name: metric.result() for metric in self.metrics} | {"codebook_usage": self._perplexity.usage()}
 
     @tf.function(reduce_retracing=True)
     def _encode(self, images: tf.Tensor) -> tf.Tensor:

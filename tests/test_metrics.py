@@ -64,6 +64,12 @@ def test_reconstruction_report(index, vqvae):
     assert (report["num_images"], report["num_subjects"]) == (16, 2)
     text = table(report)
     assert "An all-black image scores" in text and "mean_slice" in text
+    positions = report["positions"]
+    assert positions["slice"] == list(range(8))
+    rows = index.test.slice == 3
+    assert positions["model"]["brain_ssim"][3] == pytest.approx(ovq.brain_ssim(images[rows], again[rows]), rel=1e-6)
+    assert positions["black"]["ssim"][3] == pytest.approx(ovq.ssim(images[rows], np.zeros_like(images[rows])))
+    assert f"{min(positions['model']['brain_ssim']):.3f} (slice" in text
 
 
 def test_code_baselines_follow_their_definitions():

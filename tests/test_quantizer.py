@@ -1,5 +1,8 @@
 """The quantizers against NumPy: search, gradients, moving averages, restarts."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -45,12 +48,26 @@ def test_nearest_code_equals_numpy_and_ties_go_to_the_lower_index(latents, gener
     np.testing.assert_array_equal(nearest_codes(tf.constant(latents), tf.constant(twice)), codes)
 
 
+@pytest.mark.parametrize("size", [1, 8 * K, 10 * K, 72 * K, 100 * K])
+def test_search_in_tiles_gives_the_same_codes(latents, generator, monkeypatch, size):
+    """72 latents in tiles of 1, 8, 10 (the last one padded), 72 and 100, also when their number is not known."""
+    codebook = generator.normal(size=(K, D)).astype(np.float32)
+    monkeypatch.setattr("oasis_vq.quantizer.TILE_SIZE", size)
+    expected = distances(latents, codebook).argmin(-1)
+    np.testing.assert_array_equal(nearest_codes(tf.constant(latents), tf.constant(codebook)), expected)
+    for options in ({}, {"jit_compile": True}):
+        search = tf.function(
+            nearest_codes, input_signature=[tf.TensorSpec((None, 4, 6, D)), tf.TensorSpec((K, D))], **options
+        )
+        np.testing.assert_array_equal(search(latents, codebook), expected)
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_contract_of_every_quantizer(name, latents, generator):
     quantizer = with_codebook(name, generator)
     quantized, codes, loss = quantizer(latents)
     codebook = quantizer.codebook.numpy()
-    np.testing.assert_allclose(quantized, codebook[codes.numpy()], atol=1e-6)
+    np.testing.assert_array_equal(quantized, codebook[codes.numpy()])
     np.testing.assert_array_equal(codes, quantizer.codes(tf.constant(latents)))
     np.testing.assert_allclose(quantizer.lookup(codes), codebook[codes.numpy()])
     assert loss.shape == () and quantized.dtype == tf.float32 and codes.dtype == tf.int32
@@ -155,12 +172,67 @@ def test_quantizer_compiles_with_xla(name, latents, generator):
     assert np.isfinite(step(tf.constant(latents))[2])
 
 
+def test_replicas_share_one_codebook():
+    """Two devices with half a batch each: updates give what one device gives, and restarts leave both the same."""
+    subprocess.run([sys.executable, "-c", TWO_REPLICAS], check=True)
+
+
+TWO_REPLICAS = """
+import numpy as np
+from oasis_vq.config import start_tensorflow
+
+start_tensorflow()
+import tensorflow as tf
+
+from oasis_vq import EMAVectorQuantizer
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+latents = np.random.default_rng(0).normal(size=(6, 8, 4, 4, 3)).astype(np.float32)
+
+def prepared():
+    quantizer = EMAVectorQuantizer(16, 3, restart_interval=4)
+    quantizer.build((None, 4, 4, 3))
+    return quantizer
+
+def state(quantizer):
+    return [weight.numpy() for weight in quantizer.weights]
+
+alone = prepared()
+with strategy.scope():
+    shared = prepared()
+
+@tf.function
+def train(halves):
+    strategy.run(lambda half: shared(half, training=True), args=(halves,))
+
+for step, batch in enumerate(latents):
+    train(strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(batch[4 * context.replica_id_in_sync_group :][:4])
+    ))
+    if step == 0:  # which latents are drawn depends on how many a device has: go on from the same codebook
+        for weight, value in zip(alone.weights, state(shared)):
+            weight.assign(value)
+    else:
+        alone(batch, training=True)
+    for weight in shared.weights:
+        copies = strategy.experimental_local_results(weight.value)
+        assert len(copies) == 2, weight.path
+        np.testing.assert_array_equal(copies[0], copies[1])
+    for own, other in zip(state(alone), state(shared)) if step < 4 else ():  # the restart of step 4 draws again
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
+assert np.isfinite(state(shared)[0]).all() and state(shared)[-1] == 6
+"""
+
+
 def test_perplexity_is_over_everything_seen(generator):
     metric = Perplexity(K)
     parts = [np.full((2, 3), 1, np.int32), np.full((2, 3), 2, np.int32)]
     for part in parts:
         metric.update_state(part)
     assert float(metric.result()) == pytest.approx(2.0)
+    assert float(metric.usage()) == pytest.approx(2 / K)
     assert perplexity(np.stack(parts), K) == pytest.approx(2.0)
     metric.reset_state()
     codes = generator.integers(0, K, 10_000)

@@ -28,8 +28,10 @@ ALLOWED = {
     "metrics": set(),
     "codes": {"config", "slices", "streams", "vqvae"},
     "folders": {"config", "pixelcnn", "slices", "vqvae"},
-    "training": {"codes", "config", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
+    "callbacks": {"config"},
+    "training": {"callbacks", "codes", "config", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
+    "inspection": set(),
     "plots": {"config"},
     "commands": None,  # on top of everything
 }

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import imageio.v3 as iio
+import keras
 import numpy as np
 import pytest
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
@@ -21,8 +22,9 @@ from oasis_vq.training import _train_vqvae
 
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
     for name in ("small", "small-prior"):
-        files = {path.name for path in (models / name).iterdir()}
-        assert files == {"model.keras", "config.json", "metrics.json", "history.csv"}
+        files = {path.name for path in (models / name).iterdir()} - {"tensorboard"}
+        shown = {"reconstructions.png"} if name == "small" else set()
+        assert files == {"model.keras", "config.json", "metrics.json", "history.csv"} | shown
         assert not (models / f"{name}.partial").exists()
         metrics = json.loads((models / name / "metrics.json").read_text())
         assert all(isinstance(value, float) for value in metrics.values()) and metrics["num_parameters"] > 1000
@@ -30,6 +32,26 @@ def test_model_folder_holds_what_it_should(models, vqvae, prior):
     record = json.loads((models / "small-prior" / "config.json").read_text())
     assert record["vqvae"]["folder"] == "../small" and len(record["vqvae"]["sha256"]) == 64
     assert ovq.PriorConfig.from_dict(record["config"]) == PRIOR_CONFIG
+
+
+def test_pictures_show_validation_slices_over_their_reconstructions(models, index, vqvae):
+    grid = iio.imread(models / "small" / "reconstructions.png") / 255
+    shown = index.validate[np.linspace(0, len(index.validate) - 1, 8).astype(int)]
+    images = ovq.load_images(shown, image_size=32)
+    assert grid.shape == (2 * 32, 8 * 32)
+    np.testing.assert_allclose(grid[:32], np.concatenate(list(images[..., 0]), axis=1), atol=0.003)
+    again = vqvae.reconstruct(images)
+    np.testing.assert_allclose(grid[32:], np.concatenate(list(again[..., 0]), axis=1), atol=0.003)
+
+
+def test_tensorboard_logs_are_written_where_it_is_installed(tmp_path, index):
+    pytest.importorskip("tensorboard")
+    epochs = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(logs["val_codebook_usage"]))
+    config = dataclasses.replace(VQVAE_CONFIG, epochs=2)
+    ovq.fit_or_load(tmp_path / "watched", config, index, callbacks=[watch])
+    assert list((tmp_path / "watched" / "tensorboard" / "validation").glob("events.*"))
+    assert epochs == list(ovq.read_history(tmp_path / "watched")["val_codebook_usage"])
 
 
 def test_second_call_loads(models, index, vqvae):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from conftest import VQVAE_CONFIG
 
 import oasis_vq as ovq
+from oasis_vq.vqvae import pixel_loss
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +42,102 @@ def test_verbs_agree(vqvae, images):
     np.testing.assert_array_equal(vqvae.encode(np.concatenate([images] * 5))[: len(images)], codes)  # several batches
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("quantizer", ["gradient", "ema"])
-def test_saved_and_loaded_model_is_the_same(tmp_path, images, quantizer):
-    model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, quantizer=quantizer))
+def test_loss_falls_and_the_loaded_model_is_the_same(tmp_path, images, quantizer, precision):
+    model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, quantizer=quantizer, precision=precision))
+    assert keras.config.dtype_policy().name == "float32"  # what was built so leaves the session as it was
+    assert {layer.compute_dtype for layer in model.encoder.layers[1:]} == {model.compute_dtype}
     model.image_variance.assign(0.125)
-    model.compile(optimizer="adam")
-    model.fit(tf.data.Dataset.from_tensor_slices(images).batch(8), epochs=1, verbose=0, shuffle=False)
+    model.compile(optimizer=keras.optimizers.Adam(3e-3))
+    data = tf.data.Dataset.from_tensor_slices(images).batch(8)
+    losses = model.fit(data, epochs=16, verbose=0, shuffle=False).history["reconstruction_loss"]
+    assert losses[-1] < 0.8 * losses[0]
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.config == model.config and float(loaded.image_variance) == 0.125
     for own, other in zip(model.weights, loaded.weights, strict=True):
+        assert own.dtype == "float32" or own.path.endswith("num_steps")
         np.testing.assert_array_equal(own, other)
     np.testing.assert_array_equal(loaded.reconstruct(images), model.reconstruct(images))
+
+
+ARCHITECTURES = {
+    "full resolution, sigmoid, cross-entropy": {
+        "downsampling": 1, "channels": (8, 8), "num_residual_blocks": 0, "kernel_size": 3, "loss": "bce",
+        "output_activation": "sigmoid", "ssim_weight": 0.0,
+    },
+    "batch normalization, sigmoid latents, tanh": {
+        "channels": (8, 16), "num_residual_blocks": 0, "batch_norm": True, "activation": "leaky_relu",
+        "latent_kernel_size": 3, "latent_activation": "sigmoid", "output_activation": "tanh",
+    },
+    "half resolution, residual, absolute error": {"downsampling": 2, "loss": "l1", "activation": "silu"},
+    "8 times, residual, batch normalization": {"downsampling": 8, "batch_norm": True, "activation": "gelu"},
+    "a convolution more than strides": {"channels": (16, 8, 8), "num_residual_blocks": 0, "kernel_size": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_learns_and_comes_back(tmp_path, images, name):
+    config = dataclasses.replace(VQVAE_CONFIG, **ARCHITECTURES[name])
+    model = ovq.VQVAE(config)
+    model.image_variance.assign(images.var())
+    model.compile(optimizer=keras.optimizers.Adam(3e-3))
+    data = tf.data.Dataset.from_tensor_slices(images).batch(8)
+    losses = model.fit(data, epochs=8, verbose=0, shuffle=False).history["reconstruction_loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    side = 32 // config.downsampling
+    assert model.encode(images).shape == (len(images), side, side)
+    before_clipping = model(images).numpy()
+    assert before_clipping.shape == images.shape
+    if config.output_activation != "linear":
+        assert before_clipping.min() >= 0 and before_clipping.max() <= 1
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        keras.models.load_model(tmp_path / "model.keras").reconstruct(images), model.reconstruct(images)
+    )
+
+
+def test_batch_normalization_follows_the_convolutions():
+    """batchnorm_tanh's encoder: conv, norm, leaky, conv, norm, leaky, latents."""
+    config = dataclasses.replace(VQVAE_CONFIG, **ARCHITECTURES["batch normalization, sigmoid latents, tanh"])
+    layers = [type(layer).__name__ for layer in ovq.VQVAE(config).encoder.layers[1:]]
+    assert layers == [*["Conv2D", "BatchNormalization", "Activation"] * 2, "Conv2D"]
+
+
+def test_published_parameter_count():
+    """deep_residual's report says about 955,000; 3x3 kernels throughout on one channel give 955,905."""
+    config = ovq.VQVAEConfig(
+        image_size=256, downsampling=4, channels=(256, 128, 64), kernel_size=3, latent_kernel_size=3, embedding_dim=128,
+        num_residual_blocks=0, quantizer="gradient",
+    )  # fmt: skip
+    assert sum(int(np.prod(weight.shape)) for weight in ovq.VQVAE(config).trainable_weights) == 955_905
+
+
+def test_pixel_losses_equal_numpy(images):
+    generator = np.random.default_rng(0)
+    again = generator.uniform(0.01, 0.99, images.shape).astype(np.float32)
+    own, other = images.astype(np.float64), again.astype(np.float64)
+    expected = {
+        "mse": ((own - other) ** 2).mean() / 0.04,
+        "l1": np.abs(own - other).mean() / 0.2,
+        "bce": -(own * np.log(other) + (1 - own) * np.log(1 - other)).mean(),
+    }
+    for name, value in expected.items():
+        assert float(pixel_loss(name, images, again, variance=0.04)) == pytest.approx(value, rel=1e-5), name
+    near = np.clip(images, 0.01, 0.99)
+    for name in expected:
+        assert pixel_loss(name, images, near) < pixel_loss(name, images, again)
+    with pytest.raises(ValueError, match=r"'bce' needs output_activation 'sigmoid'. Received: linear"):
+        ovq.VQVAEConfig(loss="bce")
+
+
+def test_ssim_term_is_that_of_tensorflow(images):
+    plain, weighted = (ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, ssim_weight=weight)) for weight in (0.0, 2.0))
+    weighted.set_weights(plain.get_weights())
+    term = 2 * (1 - tf.reduce_mean(tf.image.ssim(images, plain(images), 1.0)))
+    losses = [model.losses_of(images, training=False)[0]["reconstruction_loss"] for model in (plain, weighted)]
+    assert float(losses[1] - losses[0]) == pytest.approx(float(term), rel=1e-4)
 
 
 def test_adapt_takes_the_variance_of_the_pixels(images):
