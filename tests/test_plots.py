@@ -10,6 +10,10 @@ from oasis_vq import plots
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 16, 16, 1)).astype(np.float32)
 CODES = np.arange(48).reshape(3, 4, 4)
+POSITIONS = ovq.code_positions(CODES % 5, 6)
+COUNTS = np.bincount(CODES.ravel() % 5, minlength=6)
+PATCHES = ovq.code_patches(CODES % 5, IMAGES, 6)  # code 5 is dead
+PLACES = np.array([[0, 0], [1, 2], [3, 1], [-2, 1], [-1, -1], [2, -1]], float)
 HISTORY = {"epoch": np.arange(3), "total_loss": np.ones(3), "val_total_loss": np.ones(3)}
 FIGURES = {
     "slices": lambda: ovq.plot_slices(IMAGES, titles=["a", "b", "c"], columns=2, title="t"),
@@ -18,6 +22,12 @@ FIGURES = {
     ),
     "codes": lambda: ovq.plot_code_images(CODES, num_embeddings=48),
     "usage": lambda: ovq.plot_codebook_usage(CODES, num_embeddings=64),
+    "positions": lambda: ovq.plot_code_positions(
+        POSITIONS, titles=list("abcdef"), background=IMAGES.mean(axis=0), columns=4
+    ),
+    "patches": lambda: ovq.plot_code_patches(PATCHES, codes=range(6), columns=4, title="t"),
+    "changes": lambda: ovq.plot_changes(IMAGES[0], IMAGES[1:], titles=["a", "b"]),
+    "map": lambda: ovq.plot_codebook_map(PLACES, patches=PATCHES, counts=COUNTS, variance=(0.6, 0.3)),
     "history": lambda: ovq.plot_history(HISTORY, ["total_loss"]),
     "pipeline": lambda: ovq.plot_pipeline(IMAGES[0], CODES[0], IMAGES[1], IMAGES[2], num_embeddings=48),
     "scores": lambda: ovq.plot_scores({"model": {"ssim": 0.9}, "black": {"ssim": 0.7}}, ["ssim"]),
@@ -52,3 +62,36 @@ def test_an_unused_row_of_panels_is_no_error():
     figure = ovq.plot_slices(IMAGES, columns=8)
     assert len(figure.axes) == 3
     plt.close(figure)
+
+
+def test_differences_share_one_symmetric_scale():
+    figure = ovq.plot_changes(IMAGES[0], IMAGES[1:], titles=["a", "b"])
+    shown = [axis.images[0] for axis in figure.axes if axis.images]
+    below = [image for image in shown if image.get_cmap().name == "RdBu_r"]
+    limit = float(np.abs(IMAGES[1:] - IMAGES[0]).max())
+    assert len(shown) == 5 and [image.get_clim() for image in below] == [(-limit, limit)] * 2
+    np.testing.assert_array_equal(below[1].get_array(), (IMAGES[2] - IMAGES[0])[..., 0])
+    plt.close(figure)
+
+
+def test_outlines_lie_where_the_slices_are():
+    """A square of 4 of 16 pixels on each side is outlined at a quarter of the grid of 4."""
+    background = np.zeros((16, 16, 1))
+    background[4:8, 8:12] = 1.0
+    axis = ovq.plot_code_positions(POSITIONS[:1], titles=["a"], background=background).axes[0]
+    corners = axis.collections[0].get_paths()[0].get_extents()
+    np.testing.assert_allclose([corners.x0, corners.x1, corners.y0, corners.y1], [2, 3, 1, 2], atol=0.13)
+    assert axis.get_ylim() == (4, 0)
+    plt.close("all")
+
+
+def test_codes_over_the_map_do_not_overlap_and_dead_ones_are_crosses():
+    points, pictures, *_ = ovq.plot_codebook_map(PLACES, patches=PATCHES, counts=COUNTS, variance=(0.6, 0.3)).axes
+    living, dead = (part.get_offsets() for part in points.collections)
+    np.testing.assert_array_equal(living, PLACES[:5])
+    np.testing.assert_array_equal(dead, PLACES[5:])
+    assert len(pictures.images) == 5
+    on_three_places = np.eye(6, 2)
+    crowd = ovq.plot_codebook_map(on_three_places, patches=PATCHES, counts=COUNTS, variance=(0.6, 0.3)).axes[1]
+    assert len(crowd.images) == 3
+    plt.close("all")
