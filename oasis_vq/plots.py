@@ -283,6 +283,61 @@ def plot_scores(scores: dict[str, dict[str, float]], names: Sequence[str], *, ti
     return figure
 
 
+def plot_scores_by_position(
+    positions: dict, names: Sequence[str] = ("ssim", "brain_ssim"), *, title: str | None = None
+) -> Figure:
+    """Show scores against the slice position, the model's and the baselines', one panel for each of `names`.
+
+    Args:
+        positions: the part of this name of a reconstruction report.
+        names: scores.
+        title: over all.
+    """
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 2.8), squeeze=False, layout="constrained")
+    styles = {
+        "model": {"color": "C0"},
+        "mean_slice": {"color": "0.4", "ls": "--"},
+        "black": {"color": "0.6", "ls": ":"},
+    }
+    for axis, name in zip(axes.flat, names, strict=True):
+        for scored, style in styles.items():
+            values = np.array(positions[scored][name], float)  # None becomes NaN, a gap in the line
+            axis.plot(positions["slice"], values, label=scored.replace("_", " "), **style)
+        axis.set(xlabel="slice position", title=name, ylim=(-0.02, 1.02))
+    axes[0, -1].legend()
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def plot_rate_distortion(
+    points: dict[str, tuple[float, float]], *, baselines: dict[str, float] | None = None, title: str | None = None
+) -> Figure:
+    """Show brain_ssim against the bits that it takes: up and to the left is better.
+
+    Args:
+        points: {name: (bits_per_image, brain_ssim)}.
+        baselines: {name: brain_ssim} of what takes no bits, drawn as lines.
+        title: over all.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for name, (bits, score) in points.items():
+        shown = axis.scatter(bits, score, s=40, zorder=3, color="0.5" if name.startswith("keras_io") else "C0")
+        shown.set_edgecolor("white")
+        axis.annotate(f"{name}: {score:.3f}", (bits, score), (7, -3), textcoords="offset points", fontsize=8)
+    for name, score in (baselines or {}).items():
+        axis.axhline(score, color="0.6", ls=":", lw=1)
+        axis.annotate(name, (0.01, score), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      fontsize=8, color="0.4")  # fmt: skip
+    bits = [bits for bits, _ in points.values()]
+    axis.set(xscale="log", xlabel="bits an image", ylabel="brain_ssim", xlim=(min(bits) / 1.5, max(bits) * 3))
+    ticks = sorted(set(bits))
+    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_title(title or "")
+    return figure
+
+
 def code_colours(num_embeddings: int) -> dict:
     """Return imshow's options for codes: one colour a code, in a random order from a fixed seed."""
     generator = np.random.default_rng(0)

@@ -28,11 +28,12 @@ def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
     codebook = tf.stop_gradient(codebook)
     num_embeddings, embedding_dim = codebook.shape
     flat = tf.reshape(tf.stop_gradient(latents), (-1, embedding_dim))  # (n, d)
-    half_norms = 0.5 * tf.reduce_sum(codebook**2, axis=1)  # (k,)
+    # One more dimension, 1 in each latent, brings -|e|²/2 into the matrix product: a pass over its result less.
+    extended = tf.concat([codebook, -0.5 * tf.reduce_sum(codebook**2, axis=1, keepdims=True)], axis=1)  # (k, d + 1)
 
     def search(part: tf.Tensor) -> tf.Tensor:
-        similarity = tf.matmul(part, codebook, transpose_b=True) - half_norms  # (tile, k)
-        return tf.argmax(similarity, axis=1, output_type=tf.int32)
+        part = tf.concat([part, tf.ones_like(part[:, :1])], axis=1)  # (tile, d + 1)
+        return tf.argmax(tf.matmul(part, extended, transpose_b=True), axis=1, output_type=tf.int32)
 
     tile = max(1, TILE_SIZE // num_embeddings)
     if flat.shape[0] is not None and flat.shape[0] <= tile:

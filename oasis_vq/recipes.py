@@ -47,6 +47,8 @@ def _recipe(name: str, description: str, vqvae: VQVAEConfig, prior: PriorConfig)
     return Recipe(name, description, vqvae, dataclasses.replace(prior, recipe=name).matched_to(vqvae))
 
 
+_OURS = VQVAEConfig(ssim_weight=4.0, learning_rate=2e-3)
+
 _RECIPES = {
     made.name: made
     for made in (
@@ -64,7 +66,14 @@ _RECIPES = {
                 cosine_decay=False, batch_size=128, epochs=30,
             ),
         ),
-        _recipe("default128", "our choice for 128x128 slices", VQVAEConfig(image_size=128), PriorConfig()),
-        _recipe("default256", "our choice for 256x256 slices", VQVAEConfig(image_size=256), PriorConfig(batch_size=16)),
+        _recipe("default128", "our choice for 128x128 slices", _OURS, PriorConfig()),
+        _recipe(
+            "default256", "our choice for 256x256 slices",
+            dataclasses.replace(_OURS, image_size=256), PriorConfig(batch_size=16),
+        ),
+        _recipe(
+            "fine128", "four times the codes of default128: the best reconstructions, a longer code for the prior",
+            dataclasses.replace(_OURS, downsampling=4, width=64, epochs=40), PriorConfig(batch_size=16),
+        ),
     )
 }  # fmt: skip

@@ -134,18 +134,21 @@ class VQVAE(keras.Model):
         with _precision(self.config.precision):
             self.encoder = build_encoder(self.config)
             self.decoder = build_decoder(self.config)
-        sizes = (self.config.num_embeddings, self.config.embedding_dim)
-        options = {"commitment_cost": self.config.commitment_cost, "name": "quantizer"}
-        if self.config.quantizer == "ema":
-            self.quantizer = EMAVectorQuantizer(*sizes, seed=self.config.seed, **options)
-        else:
-            self.quantizer = VectorQuantizer(*sizes, **options)
+        self.quantizer = self.build_quantizer()
         self.image_variance = self.add_weight(
             name="image_variance", shape=(), initializer="ones", dtype="float32", autocast=False, trainable=False
         )
         self._means = {name: keras.metrics.Mean(name) for name in ("total_loss", "reconstruction_loss", "vq_loss")}
         self._perplexity = Perplexity(self.config.num_embeddings)
         self(tf.zeros((1, self.config.image_size, self.config.image_size, 1)))  # builds every weight
+
+    def build_quantizer(self) -> keras.layers.Layer:
+        """Return the quantizer that the configuration names; the place for an experiment with another one."""
+        sizes = (self.config.num_embeddings, self.config.embedding_dim)
+        options = {"commitment_cost": self.config.commitment_cost, "name": "quantizer"}
+        if self.config.quantizer == "ema":
+            return EMAVectorQuantizer(*sizes, seed=self.config.seed, **options)
+        return VectorQuantizer(*sizes, **options)
 
     def get_config(self) -> dict:
         return {"config": self.config.to_dict()}

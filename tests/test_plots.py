@@ -15,6 +15,8 @@ COUNTS = np.bincount(CODES.ravel() % 5, minlength=6)
 PATCHES = ovq.code_patches(CODES % 5, IMAGES, 6)  # code 5 is dead
 PLACES = np.array([[0, 0], [1, 2], [3, 1], [-2, 1], [-1, -1], [2, -1]], float)
 HISTORY = {"epoch": np.arange(3), "total_loss": np.ones(3), "val_total_loss": np.ones(3)}
+CURVE = {"ssim": [0.9, 0.8], "brain_ssim": [0.7, None]}
+BY_POSITION = {"slice": [4, 5], "model": CURVE, "mean_slice": CURVE, "black": CURVE}
 FIGURES = {
     "slices": lambda: ovq.plot_slices(IMAGES, titles=["a", "b", "c"], columns=2, title="t"),
     "reconstructions": lambda: ovq.plot_reconstructions(
@@ -30,6 +32,10 @@ FIGURES = {
     "map": lambda: ovq.plot_codebook_map(PLACES, patches=PATCHES, counts=COUNTS, variance=(0.6, 0.3)),
     "history": lambda: ovq.plot_history(HISTORY, ["total_loss"]),
     "pipeline": lambda: ovq.plot_pipeline(IMAGES[0], CODES[0], IMAGES[1], IMAGES[2], num_embeddings=48),
+    "scores by position": lambda: ovq.plot_scores_by_position(BY_POSITION),
+    "rate and distortion": lambda: ovq.plot_rate_distortion(
+        {"default": (2304, 0.7), "fine": (9216, 0.9)}, baselines={"mean slice": 0.4}
+    ),
     "scores": lambda: ovq.plot_scores({"model": {"ssim": 0.9}, "black": {"ssim": 0.7}}, ["ssim"]),
 }
 
