@@ -123,6 +123,8 @@ class VQVAEConfig(Augmentation):
     """Of the convolutions; quantizer and losses compute in float32."""
     learning_rate: float = 1e-3
     """Adam's learning rate, at its start if it decays."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises to its value, at most a quarter of all; only with `cosine_decay`."""
     cosine_decay: bool = True
     """Whether the learning rate falls to zero along a half cosine."""
     batch_size: int = 16
@@ -142,6 +144,7 @@ class VQVAEConfig(Augmentation):
             self.image_size,
         )
         self._require(self.ssim_weight == 0 or self.image_size >= 11, "SSIM needs 11 pixels or more", self.image_size)
+        self._require(self.warmup_steps >= 0, "warmup_steps is at least 0", self.warmup_steps)
         self._require(self.max_shift < self.image_size, "max_shift is below image_size", self.max_shift)
         for name in (
             "width", "kernel_size", "latent_kernel_size", "num_embeddings", "embedding_dim", "batch_size", "epochs",
@@ -230,6 +233,8 @@ class PriorConfig(Config):
     """Whether each grid position adds a learned vector, so that the network knows where it is."""
     learning_rate: float = 1e-3
     """Adam's learning rate, at its start if it decays."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises to its value, at most a quarter of all; only with `cosine_decay`."""
     cosine_decay: bool = True
     """Whether the learning rate falls to zero along a half cosine."""
     batch_size: int = 32
@@ -242,6 +247,7 @@ class PriorConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
+        self._require(self.warmup_steps >= 0, "warmup_steps is at least 0", self.warmup_steps)
         names = ("slice_index", "label")
         self._require(set(self.condition_on) <= set(names), f"condition_on is among {names}", self.condition_on)
         for name in ("first_kernel_size", "kernel_size"):

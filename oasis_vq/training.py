@@ -145,7 +145,10 @@ def _adam(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers
     num_steps = -(-num_items // config.batch_size) * config.epochs
     rate = config.learning_rate
     if config.cosine_decay:
-        rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, num_steps)
+        warmup = min(config.warmup_steps, num_steps // 4)
+        rising = {"initial_learning_rate": 0.0, "warmup_target": rate, "warmup_steps": warmup}
+        start = rising if warmup else {"initial_learning_rate": rate}
+        rate = keras.optimizers.schedules.CosineDecay(decay_steps=num_steps - warmup, **start)
     return keras.optimizers.Adam(rate)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import quantizer as benchmark  # noqa: E402
+import quantizer as benchmark
 
 
 def test_gradients_equal_those_of_the_one_hot_formulation():

@@ -17,7 +17,7 @@ from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
 from oasis_vq.sampling import sample_conditions
-from oasis_vq.training import _train_vqvae
+from oasis_vq.training import _adam, _train_vqvae
 
 
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
@@ -52,6 +52,16 @@ def test_tensorboard_logs_are_written_where_it_is_installed(tmp_path, index):
     ovq.fit_or_load(tmp_path / "watched", config, index, callbacks=[watch])
     assert list((tmp_path / "watched" / "tensorboard" / "validation").glob("events.*"))
     assert epochs == list(ovq.read_history(tmp_path / "watched")["val_codebook_usage"])
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    config = dataclasses.replace(VQVAE_CONFIG, learning_rate=2e-3, warmup_steps=10, batch_size=8, epochs=10)
+    rates = [float(_adam(config, 80)._learning_rate(step)) for step in (0, 5, 10, 55, 100)]  # 100 steps
+    np.testing.assert_allclose(rates, [0, 1e-3, 2e-3, 1e-3, 0], atol=1e-8)
+    short = dataclasses.replace(config, warmup_steps=90)
+    assert float(_adam(short, 80)._learning_rate(25)) == pytest.approx(2e-3)  # a quarter of all steps at most
+    constant = dataclasses.replace(config, cosine_decay=False)
+    assert float(_adam(constant, 80).learning_rate) == pytest.approx(2e-3)
 
 
 def test_second_call_loads(models, index, vqvae):
