@@ -24,7 +24,11 @@ notebooks: .venv/installed
 figures: .venv/installed
 	$(BIN)/python tools/notebooks.py --commit
 
-bench: .venv/installed
+.venv/bench-installed: .venv/installed benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv/bench-installed
 	$(BIN)/python benchmarks/run.py
 
 test: .venv/installed

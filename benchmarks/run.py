@@ -1,95 +1,26 @@
 """Measure the speed of the library on this machine and print a Markdown table.
 
     python benchmarks/run.py data        reading slices: PNG files, the cache, and what training takes of them
+    python benchmarks/run.py quantizer   the quantizers alone against the one-hot formulation: time and peak memory
+    python benchmarks/run.py training    training steps of a VQ-VAE: ours, the same without a quantizer, and in PyTorch
 
 Each benchmark also writes benchmarks/results/<name>.json, with the machine it ran on. Timings are noisy: what is
-compared is measured in turns, and the median of the turns is given.
+compared is measured in turns, and the median of the turns is given. A number that must hold and does not says so.
 """
 
 import argparse
-import os
+import importlib
 import platform
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import oasis_vq as ovq
 from oasis_vq.config import ROOT, start_tensorflow, write_json
 
 RESULTS = Path(__file__).parent / "results"
-TURNS = 5
-
-
-def rate(dataset: Iterable, count: int) -> float:
-    """Return how many of `count` items a second come out of a pass over a dataset."""
-    start = time.perf_counter()
-    for _ in dataset:
-        pass
-    return count / (time.perf_counter() - start)
-
-
-def in_turns(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Return the median of each measure over turns in which each runs once."""
-    values: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(TURNS):
-        for name, measure in measures.items():
-            values[name].append(measure())
-    return {name: statistics.median(found) for name, found in values.items()}
-
-
-def data(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
-    """Read a cohort at 256x256: slices a second of each way, and how many times the rate of a training that is."""
-    from oasis_vq.training import _train_vqvae
-
-    os.environ["OASIS_VQ_CACHE"] = str(scratch / "cache")
-    folder = ovq.make_cohort(ROOT / "data" / "phantom256-60", num_subjects=60)
-    index = ovq.find_slices(folder)
-    slices, config = index.train, ovq.recipe("default256").vqvae
-    reading = {"image_size": 256, "batch_size": config.batch_size, "shuffle": True}
-    count = len(slices)
-
-    def making_the_cache() -> float:
-        shutil.rmtree(scratch / "cache", ignore_errors=True)
-        start = time.perf_counter()
-        ovq.cached_images(slices, image_size=256)
-        return count / (time.perf_counter() - start)
-
-    def tensorflow_cache() -> Callable[[], float]:
-        stored = ovq.make_dataset(slices, image_size=256, batch_size=config.batch_size).cache(str(scratch / "tf"))
-        rate(stored, count)
-        return lambda: rate(stored, count)
-
-    training = _train_vqvae(config, index, cache=False)
-    training.model.fit(training.stream(0).take(3), verbose=0)  # traces the step
-    steps = 12
-
-    def train() -> float:
-        start = time.perf_counter()
-        training.model.fit(training.stream(0).take(steps), verbose=0)
-        return steps * config.batch_size / (time.perf_counter() - start)
-
-    cached = {**reading, "cache": True}
-    augmentation = ovq.Augmentation(upside_down_copies=True, flip_left_right=True, max_shift=4)
-    measures = {
-        "PNG files": lambda: rate(ovq.make_dataset(slices, **reading), count),
-        "first pass with the cache: making it": making_the_cache,
-        "later passes: the cache": lambda: rate(ovq.make_dataset(slices, **cached), count),
-        "the cache, augmented": lambda: rate(ovq.make_dataset(slices, **cached, augmentation=augmentation), 2 * count),
-        "for comparison: tf.data's cache file, unshuffled": tensorflow_cache(),
-        "VQ-VAE training (default256), from PNG files": train,
-    }
-    rates = in_turns(measures)
-    consumed = rates["VQ-VAE training (default256), from PNG files"]
-    rows = [[name, f"{value:,.0f}", f"{value / consumed:,.1f}"] for name, value in rates.items()]
-    return ["way", "slices/s at 256x256", "times what training takes"], rows, rates
-
-
-BENCHMARKS = {"data": data}
+BENCHMARKS = ("data", "quantizer", "training")
+"""Modules of this folder, each with a function of its name from a scratch folder to header, rows and values."""
 
 
 def machine() -> dict:
@@ -115,10 +46,11 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     about = machine()
     for name in names:
+        benchmark = getattr(importlib.import_module(name), name)
         with tempfile.TemporaryDirectory() as scratch:
-            header, rows, values = BENCHMARKS[name](Path(scratch))
+            header, rows, values = benchmark(Path(scratch))
         write_json(RESULTS / f"{name}.json", {**about, **values})
-        print(f"\n### {name}: {about['devices']}\n")
+        print(f"\n### {name}: {about['devices']}\n\n{benchmark.__doc__}\n")
         for cells in (header, ["---"] * len(header), *rows):
             print(f"| {' | '.join(cells)} |")
     return 0

@@ -53,7 +53,8 @@ class TrainingLog(keras.callbacks.Callback):
         seconds = time.monotonic() - self.started
         self.rows.append({"epoch": epoch + 1, **values, "seconds": round(seconds, 3)})
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        # The first rows may be of an earlier version, which knew fewer columns.
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), restval="nan", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.file, text.getvalue().encode())
@@ -86,12 +87,15 @@ class ReconstructionGrid(keras.callbacks.Callback):
         png = iio.imwrite("<bytes>", np.round(grid * 255).astype(np.uint8), extension=".png")
         if self.file is not None:
             write_whole(self.file, png)
-        if "ipykernel" in sys.modules:
+        if "IPython" in sys.modules:
             self._show(png)
 
     def _show(self, png: bytes) -> None:
+        from IPython import get_ipython
         from IPython.display import Image, display
 
+        if not hasattr(get_ipython(), "kernel"):  # a script, or a shell without pictures
+            return
         if self.shown is None:
             self.shown = display(Image(png), display_id=True)
         else:

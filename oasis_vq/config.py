@@ -32,12 +32,15 @@ class Config:
         A field that is missing takes its default: a new field's default is what was done before there was one.
 
         Raises:
-            ValueError: if a field is unknown.
+            ValueError: if a field is unknown or has an impossible value.
         """
         unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"{cls.__name__} does not fit: unknown fields {unknown}.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__} does not fit: {error}.") from error
 
     def differences(self, other: "Config") -> str:
         """Return 'field: own value, not other value' for every field that differs, joined by '; '."""
@@ -122,7 +125,7 @@ class VQVAEConfig(Augmentation):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Of the convolutions; quantizer and losses compute in float32."""
     learning_rate: float = 1e-3
-    """Adam's learning rate, at its start if it decays."""
+    """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises to its value, at most a quarter of all; only with `cosine_decay`."""
     cosine_decay: bool = True
@@ -144,7 +147,8 @@ class VQVAEConfig(Augmentation):
             self.image_size,
         )
         self._require(self.ssim_weight == 0 or self.image_size >= 11, "SSIM needs 11 pixels or more", self.image_size)
-        self._require(self.warmup_steps >= 0, "warmup_steps is at least 0", self.warmup_steps)
+        for name in ("num_residual_blocks", "commitment_cost", "ssim_weight", "learning_rate", "warmup_steps"):
+            self._require(getattr(self, name) >= 0, f"{name} is at least 0", getattr(self, name))
         self._require(self.max_shift < self.image_size, "max_shift is below image_size", self.max_shift)
         for name in (
             "width", "kernel_size", "latent_kernel_size", "num_embeddings", "embedding_dim", "batch_size", "epochs",
@@ -152,8 +156,10 @@ class VQVAEConfig(Augmentation):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
         num_strided = self.downsampling.bit_length() - 1
         self._require(
-            not self.channels or (len(self.channels) >= num_strided and min(self.channels) >= 1),
-            f"channels are at least {num_strided} numbers from 1 on",
+            isinstance(self.channels, tuple)
+            and (not self.channels or len(self.channels) >= num_strided)
+            and all(isinstance(number, int) and number >= 1 for number in self.channels),
+            f"channels are a tuple of at least {num_strided} whole numbers from 1 on, or ()",
             self.channels,
         )
         self._require(
@@ -232,7 +238,7 @@ class PriorConfig(Config):
     learned_position: bool = True
     """Whether each grid position adds a learned vector, so that the network knows where it is."""
     learning_rate: float = 1e-3
-    """Adam's learning rate, at its start if it decays."""
+    """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises to its value, at most a quarter of all; only with `cosine_decay`."""
     cosine_decay: bool = True
@@ -379,5 +385,13 @@ def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write a value as JSON, whole or not at all; numbers that are not finite become null, JSON has none."""
+    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -70,7 +70,7 @@ def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | Non
         ssim, brain_ssim, psnr, brain_psnr, bits_per_image, perplexity, codebook_usage, num_images, num_subjects,
         all float; `baselines`: the scores of an all-black image and of the mean training slice at the same position;
         `intervals`: for each score the 95 % bootstrap interval over subjects; `positions`: the slice positions under
-        `slice`, and at each of them the ssim and brain_ssim of `model` and of each baseline (None without any brain).
+        `slice`, and at each of them the ssim and brain_ssim of `model` and of each baseline (NaN without any brain).
     """
     train = find_slices(slices.root).train if train is None else train
     check_readable(slices, train)
@@ -107,10 +107,7 @@ def _by_position(scores: dict[str, _Scores], positions: np.ndarray) -> dict:
     curves: dict = {"slice": [int(position) for position in distinct]}
     for name, part in scores.items():
         found = [part.of(np.flatnonzero(positions == position)) for position in distinct]
-        curves[name] = {
-            score: [values[score] if np.isfinite(values[score]) else None for values in found]
-            for score in ("ssim", "brain_ssim")
-        }
+        curves[name] = {score: [values[score] for values in found] for score in ("ssim", "brain_ssim")}
     return curves
 
 
@@ -198,8 +195,8 @@ def table(report: dict) -> str:
         )
     if "positions" in report:
         pairs = zip(report["positions"]["model"]["brain_ssim"], report["positions"]["slice"], strict=True)
-        with_brain = [pair for pair in pairs if pair[0] is not None]
-        if with_brain:
+        with_brain = [pair for pair in pairs if np.isfinite(pair[0])]
+        if len(with_brain) > 1:
             (low, worst), (high, best) = min(with_brain), max(with_brain)
             lines.append(
                 f"By slice position, brain_ssim goes from {low:.3f} (slice {worst}) to {high:.3f} (slice {best})."

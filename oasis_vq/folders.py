@@ -1,7 +1,7 @@
 """Model folders: what is in them, what is refused, and the models that they hold.
 
 A model folder holds `model.keras`, `config.json`, `metrics.json` and `history.csv`; config.json says what the model
-is, how and on which data it was trained, and which VQ-VAE a prior belongs to.
+is, how and on which data it was trained, and which VQ-VAE a prior belongs to. What else is there is for looking at.
 """
 
 import csv

@@ -61,7 +61,8 @@ def code_patches(codes: np.ndarray, images: np.ndarray, num_embeddings: int) -> 
 
 def swap_codes(codes: np.ndarray, first: int, second: int) -> np.ndarray:
     """Return codes (...), int, in which `first` stands wherever `second` stood, and the other way round."""
-    return np.where(codes == first, second, np.where(codes == second, first, codes)).astype(np.asarray(codes).dtype)
+    codes = np.asarray(codes)
+    return np.where(codes == first, second, np.where(codes == second, first, codes)).astype(codes.dtype)
 
 
 def neighbour_codes(codebook: np.ndarray) -> np.ndarray:

@@ -301,8 +301,8 @@ def plot_scores_by_position(
     }
     for axis, name in zip(axes.flat, names, strict=True):
         for scored, style in styles.items():
-            values = np.array(positions[scored][name], float)  # None becomes NaN, a gap in the line
-            axis.plot(positions["slice"], values, label=scored.replace("_", " "), **style)
+            values = np.array(positions[scored][name], float)  # null in a file becomes NaN, a gap in the line
+            axis.plot(positions["slice"], values, label=scored.replace("_", " "), marker=".", **style)
         axis.set(xlabel="slice position", title=name, ylim=(-0.02, 1.02))
     axes[0, -1].legend()
     if title:
@@ -322,8 +322,7 @@ def plot_rate_distortion(
     """
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, (bits, score) in points.items():
-        shown = axis.scatter(bits, score, s=40, zorder=3, color="0.5" if name.startswith("keras_io") else "C0")
-        shown.set_edgecolor("white")
+        axis.scatter(bits, score, s=40, zorder=3, color="C0", edgecolor="white")
         axis.annotate(f"{name}: {score:.3f}", (bits, score), (7, -3), textcoords="offset points", fontsize=8)
     for name, score in (baselines or {}).items():
         axis.axhline(score, color="0.6", ls=":", lw=1)

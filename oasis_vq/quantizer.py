@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 TILE_SIZE = 2**21
-"""Similarities computed at once by the search: 8 MB, what a core's cache holds, instead of all of them."""
+"""Similarities computed at once by the search: 8 MB of them, as fast as all at once in a sixteenth of the memory."""
 
 
 def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
@@ -28,12 +28,12 @@ def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
     codebook = tf.stop_gradient(codebook)
     num_embeddings, embedding_dim = codebook.shape
     flat = tf.reshape(tf.stop_gradient(latents), (-1, embedding_dim))  # (n, d)
-    # One more dimension, 1 in each latent, brings -|e|²/2 into the matrix product: a pass over its result less.
-    extended = tf.concat([codebook, -0.5 * tf.reduce_sum(codebook**2, axis=1, keepdims=True)], axis=1)  # (k, d + 1)
+    half_norms = 0.5 * tf.reduce_sum(codebook**2, axis=1)  # (k,)
 
     def search(part: tf.Tensor) -> tf.Tensor:
-        part = tf.concat([part, tf.ones_like(part[:, :1])], axis=1)  # (tile, d + 1)
-        return tf.argmax(tf.matmul(part, extended, transpose_b=True), axis=1, output_type=tf.int32)
+        # The norms stay outside of the product, which GPUs round to ten bits (TF32).
+        similarity = tf.matmul(part, codebook, transpose_b=True) - half_norms  # (tile, k)
+        return tf.argmax(similarity, axis=1, output_type=tf.int32)
 
     tile = max(1, TILE_SIZE // num_embeddings)
     if flat.shape[0] is not None and flat.shape[0] <= tile:
@@ -45,6 +45,12 @@ def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
         tiles = tf.reshape(flat, (num_tiles, tile, embedding_dim))
         codes = tf.reshape(tf.map_fn(search, tiles, fn_output_signature=tf.int32), (-1,))[:count]
     return tf.reshape(codes, tf.shape(latents)[:-1])
+
+
+def count_codes(codes: tf.Tensor, num_embeddings: int) -> tf.Tensor:
+    """Return how often each code occurs in codes (...), int32: (num_embeddings,), float32."""
+    flat = tf.reshape(codes, (-1,))  # tf.math.bincount does not compile with XLA
+    return tf.math.unsorted_segment_sum(tf.ones_like(flat, tf.float32), flat, num_embeddings)
 
 
 @tf.custom_gradient
@@ -73,7 +79,8 @@ def _attraction(
 class _Quantizer(keras.layers.Layer):
     """What all quantizers share: the codebook, the search, the lookup, and the gradient that passes.
 
-    Computes in float32 whatever the precision policy says: half precision changes codes and overflows distances.
+    Computes in float32 whatever the precision policy says: half precision changes codes and overflows distances. (GPUs
+    with TF32 round the factors of the search's product: a latent between two equally near vectors may take the other.)
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, commitment_cost: float = 0.25, **kwargs):
@@ -139,9 +146,9 @@ class EMAVectorQuantizer(_Quantizer):
     """Replaces each latent by the nearest vector of a codebook that follows the latents by moving averages.
 
     At the first training step and every `restart_interval` steps after it, dead codes (average count under
-    `DEAD_SHARE` of an even share; at the first step all) move onto latents of the batch, drawn with a probability
-    proportional to their squared distance from the codebook: three quarters of a brain slice are background, and
-    even draws would put most codes there.
+    `DEAD_SHARE` of an even share; at the first step all) move onto latents of the batch, drawn at once with a
+    probability proportional to their squared distance from the codebook, at the first step from zero: three quarters
+    of a brain slice are background, and even draws would put most codes there.
 
     On several devices the counts and sums are those of the whole batch, and restarts draw from the first device's part.
 
@@ -156,7 +163,7 @@ class EMAVectorQuantizer(_Quantizer):
     Call: as `VectorQuantizer`; the loss is beta times the commitment term.
 
     Source: van den Oord et al. 2017, appendix A.1; restarts: Dhariwal et al. 2020 (Jukebox), section 3.1;
-    the draw: Arthur and Vassilvitskii 2007 (k-means++).
+    the weights of the draw: Arthur and Vassilvitskii 2007 (k-means++), section 2.2.
     """
 
     DEAD_SHARE = 0.03
@@ -209,17 +216,21 @@ class EMAVectorQuantizer(_Quantizer):
         """On schedule, move dead codes, at step 0 all codes, onto latents (n, d) drawn from the batch."""
         step = tf.convert_to_tensor(self.num_steps)
         state = [tf.convert_to_tensor(part) for part in (self.codebook, self.average_counts, self.average_sums)]
+        state.append(step + 1)
         interval = self.restart_interval or 2**30
         # Variables are assigned outside of the branch: several devices can only agree on their values there.
-        codebook, counts, sums = tf.cond(
-            step % interval == 0, lambda: self._restarted(flat, step, *state), lambda: state
-        )
+        is_due = step % interval == 0
+        codebook, counts, sums, step = tf.cond(is_due, lambda: self._restarted(flat, *state), lambda: state)
         self.codebook.assign(codebook)
         self.average_counts.assign(counts)
         self.average_sums.assign(sums)
-        self.num_steps.assign(step + 1)
+        self.num_steps.assign(step)
 
-    def _restarted(self, flat: tf.Tensor, step: tf.Tensor, codebook: tf.Tensor, counts: tf.Tensor, sums: tf.Tensor):
+    def _restarted(
+        self, flat: tf.Tensor, codebook: tf.Tensor, counts: tf.Tensor, sums: tf.Tensor, next_step: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Return the state after a restart; the same, and this step again, if latents that are not finite are drawn."""
+        step = next_step - 1
         share = tf.reduce_mean(counts)
         dead = tf.logical_or(step == 0, counts < self.DEAD_SHARE * share)  # (k,)
         distances = tf.reduce_sum((flat - tf.gather(codebook, nearest_codes(flat, codebook))) ** 2, axis=1)  # (n,)
@@ -229,56 +240,73 @@ class EMAVectorQuantizer(_Quantizer):
             seed=tf.stack([self.seed, tf.cast(step, tf.int32)]),
         )[0]
         drawn = tf.gather(flat, rows)  # (k, d)
+        is_finite = tf.reduce_all(tf.math.is_finite(drawn))
+        dead = tf.logical_and(dead, is_finite)
         fresh = tf.where(step == 0, 1.0, share)
         return [
             tf.where(dead[:, None], drawn, codebook),
             tf.where(dead, fresh, counts),
             tf.where(dead[:, None], drawn * fresh, sums),
+            tf.where(is_finite, next_step, step),
         ]
 
     def _update(self, flat: tf.Tensor, codes: tf.Tensor) -> None:
         """Move the averages towards the latents (n, d) that chose each code, and the codebook with them."""
-        counts = tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings)
+        counts = count_codes(codes, self.num_embeddings)
         sums = tf.math.unsorted_segment_sum(flat, codes, self.num_embeddings)
         replicas = tf.distribute.get_replica_context()
         if replicas.num_replicas_in_sync > 1:
             counts, sums = replicas.all_reduce(tf.distribute.ReduceOp.SUM, [counts, sums])
-        counts = self.decay * self.average_counts + (1 - self.decay) * counts
-        sums = self.decay * self.average_sums + (1 - self.decay) * sums
+        # A step that overflowed, as they do under float16 until the loss scale fits, leaves no trace: one vector that
+        # is not a number would be the nearest to every latent.
+        decay = tf.where(tf.reduce_all(tf.math.is_finite(sums)), self.decay, 1.0)
+        counts = decay * self.average_counts + (1 - decay) * counts
+        sums = decay * self.average_sums + tf.math.multiply_no_nan(sums, 1 - decay)
         self.average_counts.assign(counts)
         self.average_sums.assign(sums)
         self.codebook.assign(sums / tf.maximum(counts, self.EPSILON)[:, None])
 
 
-@keras.saving.register_keras_serializable("oasis_vq")
-class Perplexity(keras.metrics.Metric):
-    """Perplexity of all codes seen since the last reset: 1 if one code does all, `num_embeddings` if all share evenly.
+class _CodeCounts(keras.metrics.Metric):
+    """Counts how often each code has occurred since the last reset."""
 
-    Source: van den Oord et al. 2017 report it per batch; here the counts are summed before the entropy is taken.
-    """
-
-    def __init__(self, num_embeddings: int, name: str = "perplexity", **kwargs):
+    def __init__(self, num_embeddings: int, name: str, **kwargs):
         super().__init__(name=name, **kwargs)
         self.num_embeddings = num_embeddings
         self.counts = self.add_weight(name="counts", shape=(num_embeddings,), initializer="zeros")
 
     def update_state(self, codes: tf.Tensor, sample_weight=None) -> None:
         """Add codes (...), int32."""
-        codes = tf.reshape(codes, (-1,))
-        self.counts.assign_add(
-            tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings)
-        )
+        self.counts.assign_add(count_codes(codes, self.num_embeddings))
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "num_embeddings": self.num_embeddings}
+
+
+@keras.saving.register_keras_serializable("oasis_vq")
+class Perplexity(_CodeCounts):
+    """Perplexity of all codes seen since the last reset: 1 if one code does all, `num_embeddings` if all share evenly.
+
+    Source: van den Oord et al. 2017 report it per batch; here the counts are summed before the entropy is taken.
+    """
+
+    def __init__(self, num_embeddings: int, name: str = "perplexity", **kwargs):
+        super().__init__(num_embeddings, name, **kwargs)
 
     def result(self) -> tf.Tensor:
         share = self.counts / tf.maximum(tf.reduce_sum(self.counts), 1.0)
         return tf.exp(-tf.reduce_sum(tf.math.xlogy(share, share)))
 
-    def usage(self) -> tf.Tensor:
-        """Return the share of the codes that have occurred since the last reset, () float32."""
-        return tf.reduce_mean(tf.cast(self.counts > 0, tf.float32))
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "num_embeddings": self.num_embeddings}
+@keras.saving.register_keras_serializable("oasis_vq")
+class CodebookUsage(_CodeCounts):
+    """Share of the codes that have occurred at all since the last reset, in [0, 1]."""
+
+    def __init__(self, num_embeddings: int, name: str = "codebook_usage", **kwargs):
+        super().__init__(num_embeddings, name, **kwargs)
+
+    def result(self) -> tf.Tensor:
+        return tf.reduce_mean(tf.cast(self.counts > 0, tf.float32))
 
 
 def perplexity(codes: np.ndarray, num_embeddings: int) -> float:

@@ -103,7 +103,7 @@ def _train_vqvae(config: VQVAEConfig, index: SliceIndex, *, cache: bool) -> _Tra
     num_items = len(index.train) * (2 if config.upside_down_copies else 1)
     vqvae = VQVAE(config)
     vqvae.adapt(images(index.train))
-    vqvae.compile(optimizer=_adam(config, num_items))
+    vqvae.compile(optimizer=build_optimizer(config, num_items))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
     spread = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
     return _Training(
@@ -129,7 +129,7 @@ def _train_prior(config: PriorConfig, index: SliceIndex, vqvae: VQVAE) -> _Train
 
     train, validate = (encode_slices(vqvae, part) for part in (index.train, index.validate))
     prior.compile(
-        optimizer=_adam(config, len(train)),
+        optimizer=build_optimizer(config, len(train)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[BitsPerCode(), "accuracy"],
     )
@@ -141,7 +141,8 @@ def _train_prior(config: PriorConfig, index: SliceIndex, vqvae: VQVAE) -> _Train
     )
 
 
-def _adam(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:
+def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:
+    """Return Adam with the learning rate that the configuration asks for, for a training on so many items."""
     num_steps = -(-num_items // config.batch_size) * config.epochs
     rate = config.learning_rate
     if config.cosine_decay:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq.config import VQVAEConfig
-from oasis_vq.quantizer import EMAVectorQuantizer, Perplexity, VectorQuantizer
+from oasis_vq.quantizer import CodebookUsage, EMAVectorQuantizer, Perplexity, VectorQuantizer
 
 VERB_BATCH_SIZE = 64
 """Arrays given to encode, decode and the like pass through the network in batches of this many."""
@@ -20,8 +20,11 @@ VERB_BATCH_SIZE = 64
 def in_batches(function: Callable, *arrays: np.ndarray | None) -> np.ndarray:
     """Apply a function to arrays in batches along their first axis; an array that is None is passed on as None."""
     size = next(len(array) for array in arrays if array is not None)
+    if size == 0:  # what one array of zeros would give, without it
+        ones = (None if array is None else np.zeros((1, *array.shape[1:]), array.dtype) for array in arrays)
+        return in_batches(function, *ones)[:0]
     parts = []
-    for start in range(0, max(size, 1), VERB_BATCH_SIZE):
+    for start in range(0, size, VERB_BATCH_SIZE):
         rows = slice(start, start + VERB_BATCH_SIZE)
         parts.append(function(*(None if array is None else tf.constant(array[rows]) for array in arrays)).numpy())
     return np.concatenate(parts)
@@ -139,7 +142,7 @@ class VQVAE(keras.Model):
             name="image_variance", shape=(), initializer="ones", dtype="float32", autocast=False, trainable=False
         )
         self._means = {name: keras.metrics.Mean(name) for name in ("total_loss", "reconstruction_loss", "vq_loss")}
-        self._perplexity = Perplexity(self.config.num_embeddings)
+        self._code_metrics = [kind(self.config.num_embeddings) for kind in (Perplexity, CodebookUsage)]
         self(tf.zeros((1, self.config.image_size, self.config.image_size, 1)))  # builds every weight
 
     def build_quantizer(self) -> keras.layers.Layer:
@@ -174,7 +177,7 @@ class VQVAE(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [*self._means.values(), self._perplexity]
+        return [*self._means.values(), *self._code_metrics]
 
     def losses_of(self, images: tf.Tensor, *, training: bool) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """Return the losses, each () float32, and the codes (batch, h, w) of images (batch, size, size, 1).
@@ -195,7 +198,9 @@ class VQVAE(keras.Model):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             losses, codes = self.losses_of(images, training=True)
-            scaled = self.optimizer.scale_loss(losses["total_loss"])
+            # Gradients are summed over devices, and each has the mean over its part of the batch.
+            num_devices = tf.distribute.get_replica_context().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(losses["total_loss"] / num_devices)
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._record(losses, codes)
@@ -207,8 +212,9 @@ class VQVAE(keras.Model):
     def _record(self, losses: dict[str, tf.Tensor], codes: tf.Tensor) -> dict[str, tf.Tensor]:
         for name, mean in self._means.items():
             mean.update_state(losses[name], sample_weight=tf.shape(codes)[0])  # the last batch may be smaller
-        self._perplexity.update_state(codes)
-        return {metric.name: metric.result() for metric in self.metrics} | {"codebook_usage": self._perplexity.usage()}
+        for metric in self._code_metrics:
+            metric.update_state(codes)
+        return {metric.name: metric.result() for metric in self.metrics}
 
     @tf.function(reduce_retracing=True)
     def _encode(self, images: tf.Tensor) -> tf.Tensor:

@@ -25,11 +25,21 @@ def test_unknown_names_are_told():
     with pytest.raises(ValueError, match=r"one of keras_io, default128, default256, fine128. Received: best"):
         ovq.recipe("best")
     values = ovq.VQVAEConfig().to_dict()
+    with pytest.raises(ValueError, match=r"VQVAEConfig does not fit: .*str"):
+        ovq.VQVAEConfig.from_dict({**values, "epochs": "3"})
+    with pytest.raises(ValueError, match=r"channels are a tuple .* Received: \[8, 8, 8\]"):
+        ovq.VQVAEConfig(channels=[8, 8, 8])
     with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):
         ovq.VQVAEConfig.from_dict({**values, "colour": 3})
     older = {name: value for name, value in values.items() if name != "fit"}
     assert ovq.VQVAEConfig.from_dict(older) == ovq.VQVAEConfig()  # what was done before there was a choice
-    for field, value in (("downsampling", 3), ("epochs", 0), ("quantizer", "magic"), ("image_size", 0)):
+    for field, value in (
+        ("downsampling", 3),
+        ("epochs", 0),
+        ("quantizer", "magic"),
+        ("image_size", 0),
+        ("ssim_weight", -1),
+    ):
         with pytest.raises(ValueError, match=rf"{field}.* Received: {value}"):
             ovq.VQVAEConfig(**{field: value})
     with pytest.raises(ValueError, match=r"kernel_size is odd. Received: 4"):

@@ -74,6 +74,7 @@ class TestSwapCodes:
         swapped = ovq.swap_codes(CODES, 1, 4)
         for before, after in zip(CODES.ravel(), swapped.ravel(), strict=True):
             assert after == {1: 4, 4: 1}.get(int(before), before)
+        np.testing.assert_array_equal(ovq.swap_codes(CODES.tolist(), 1, 4), swapped)
         assert swapped.dtype == CODES.dtype and (CODES == 1).any() and (CODES == 4).any()
 
     def test_twice_is_not_at_all(self):

@@ -1,10 +1,13 @@
 """Scores: against their definitions, and beside baselines that must not pass for good."""
 
+import json
+
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
 import oasis_vq as ovq
+from oasis_vq.config import write_json
 from oasis_vq.evaluation import code_baselines, mean_slices, table
 
 
@@ -70,6 +73,16 @@ def test_reconstruction_report(index, vqvae):
     assert positions["model"]["brain_ssim"][3] == pytest.approx(ovq.brain_ssim(images[rows], again[rows]), rel=1e-6)
     assert positions["black"]["ssim"][3] == pytest.approx(ovq.ssim(images[rows], np.zeros_like(images[rows])))
     assert f"{min(positions['model']['brain_ssim']):.3f} (slice" in text
+
+
+def test_report_on_slices_without_brain_is_valid_json(tmp_path, index, vqvae, monkeypatch):
+    monkeypatch.setattr("oasis_vq.metrics.BRAIN_THRESHOLD", 2.0)
+    report = ovq.evaluate_reconstruction(vqvae, index.test)
+    assert np.isnan(report["brain_ssim"]) and np.isnan(report["positions"]["model"]["brain_ssim"]).all()
+    write_json(tmp_path / "metrics.json", report)
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text)["brain_ssim"] is None and "NaN" not in text
+    assert "By slice position" not in table(report)
 
 
 def test_code_baselines_follow_their_definitions():

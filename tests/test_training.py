@@ -17,7 +17,7 @@ from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
 from oasis_vq.sampling import sample_conditions
-from oasis_vq.training import _adam, _train_vqvae
+from oasis_vq.training import _train_vqvae, build_optimizer
 
 
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
@@ -56,12 +56,35 @@ def test_tensorboard_logs_are_written_where_it_is_installed(tmp_path, index):
 
 def test_learning_rate_rises_then_falls_to_zero():
     config = dataclasses.replace(VQVAE_CONFIG, learning_rate=2e-3, warmup_steps=10, batch_size=8, epochs=10)
-    rates = [float(_adam(config, 80)._learning_rate(step)) for step in (0, 5, 10, 55, 100)]  # 100 steps
+    rates = [float(build_optimizer(config, 80)._learning_rate(step)) for step in (0, 5, 10, 55, 100)]  # 100 steps
     np.testing.assert_allclose(rates, [0, 1e-3, 2e-3, 1e-3, 0], atol=1e-8)
     short = dataclasses.replace(config, warmup_steps=90)
-    assert float(_adam(short, 80)._learning_rate(25)) == pytest.approx(2e-3)  # a quarter of all steps at most
+    assert float(build_optimizer(short, 80)._learning_rate(25)) == pytest.approx(2e-3)  # a quarter of all steps at most
     constant = dataclasses.replace(config, cosine_decay=False)
-    assert float(_adam(constant, 80).learning_rate) == pytest.approx(2e-3)
+    assert float(build_optimizer(constant, 80).learning_rate) == pytest.approx(2e-3)
+
+
+def test_training_of_an_earlier_version_goes_on(tmp_path, index, vqvae, models):
+    """Its history has fewer columns, its configuration fewer fields."""
+    config = dataclasses.replace(VQVAE_CONFIG, epochs=2)
+
+    def stop(epoch, logs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopping = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch and stop(epoch, logs))
+        ovq.fit_or_load(tmp_path / "old", config, index, callbacks=[stopping])
+    partial = tmp_path / "old.partial"
+    record = json.loads((partial / "config.json").read_text())
+    del record["config"]["precision"]
+    (partial / "config.json").write_text(json.dumps(record))
+    lines = (partial / "history.csv").read_text().splitlines()
+    keep = [number for number, name in enumerate(lines[0].split(",")) if "codebook_usage" not in name]
+    lines = [",".join(line.split(",")[number] for number in keep) for line in lines]
+    (partial / "history.csv").write_text("\n".join(lines) + "\n")
+    ovq.fit_or_load(tmp_path / "old", config, index)
+    usage = ovq.read_history(tmp_path / "old")["val_codebook_usage"]
+    assert np.isnan(usage[0]) and 0 < usage[1] <= 1
 
 
 def test_second_call_loads(models, index, vqvae):

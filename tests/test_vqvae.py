@@ -1,6 +1,8 @@
 """The VQ-VAE: it learns, its verbs agree with each other, and it comes back from disk the same."""
 
 import dataclasses
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -47,7 +49,8 @@ def test_verbs_agree(vqvae, images):
 def test_loss_falls_and_the_loaded_model_is_the_same(tmp_path, images, quantizer, precision):
     model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, quantizer=quantizer, precision=precision))
     assert keras.config.dtype_policy().name == "float32"  # what was built so leaves the session as it was
-    assert {layer.compute_dtype for layer in model.encoder.layers[1:]} == {model.compute_dtype}
+    computed = {layer.compute_dtype for layer in (*model.encoder.layers[1:], *model.decoder.layers[1:-1])}
+    assert computed == {precision.removeprefix("mixed_")} and model.quantizer.compute_dtype == "float32"
     model.image_variance.assign(0.125)
     model.compile(optimizer=keras.optimizers.Adam(3e-3))
     data = tf.data.Dataset.from_tensor_slices(images).batch(8)
@@ -194,6 +197,56 @@ def test_every_recipe_builds_two_models_that_fit(name):
     codes = vqvae.encode(np.random.default_rng(0).uniform(size=(1, size, size, 1)))
     assert prior.logits(codes).shape == (*codes.shape, recipe.vqvae.num_embeddings)
     assert vqvae.decode(codes).shape == (1, size, size, 1)
+
+
+def test_no_images_give_no_codes(vqvae, images):
+    codes = vqvae.encode(images[:0])
+    assert codes.shape == (0, 8, 8) and codes.dtype == np.int32
+    assert vqvae.decode(codes).shape == (0, 32, 32, 1)
+
+
+def test_two_devices_train_as_one():
+    """Gradient descent on two devices with half a batch each: weights and metrics are those of one device."""
+    subprocess.run([sys.executable, "-c", TWO_DEVICES], check=True)
+
+
+TWO_DEVICES = """
+import numpy as np
+from oasis_vq.config import start_tensorflow
+
+start_tensorflow()
+import keras
+import tensorflow as tf
+
+import oasis_vq as ovq
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+images = np.random.default_rng(0).uniform(size=(16, 16, 16, 1)).astype(np.float32)
+config = ovq.VQVAEConfig(
+    image_size=16, downsampling=4, width=8, num_residual_blocks=1, num_embeddings=16, embedding_dim=4,
+    quantizer="gradient",
+)
+
+def trained(strategy):
+    with strategy.scope():
+        model = ovq.VQVAE(config)
+        model.compile(optimizer=keras.optimizers.SGD(0.1))
+    data = tf.data.Dataset.from_tensor_slices(images).batch(8)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    logs = model.fit(data.with_options(options), epochs=2, shuffle=False, verbose=0).history
+    return [weight.numpy() for weight in model.trainable_weights], logs
+
+keras.utils.set_random_seed(0)
+alone, logs = trained(tf.distribute.get_strategy())
+keras.utils.set_random_seed(0)
+shared, shared_logs = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+for own, other in zip(alone, shared):
+    np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5)
+for name in logs:
+    np.testing.assert_allclose(logs[name], shared_logs[name], rtol=1e-3, err_msg=name)
+"""
 
 
 def test_sizes_that_do_not_fit_are_told(vqvae, images):

@@ -1,0 +1,56 @@
+"""Measuring in turns, also in processes of their own: what is compared runs under the same load of the machine."""
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+TURNS = 5
+
+
+def in_turns(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Return the median of each measure over turns in which each runs once."""
+    values: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(TURNS):
+        for name, measure in measures.items():
+            values[name].append(measure())
+    return {name: statistics.median(found) for name, found in values.items()}
+
+
+@contextlib.contextmanager
+def worker(script: str, *arguments: str) -> Iterator[dict[str, Callable[[], float]]]:
+    """Run a script of this folder that calls `serve`; give its measures, which wait for it, and end it afterwards."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def answer():
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{script} ended with exit code {process.wait()}; its error is printed above.")
+        return json.loads(line)
+
+    def ask(name: str) -> float:
+        print(name, file=process.stdin, flush=True)
+        return answer()
+
+    try:
+        yield {name: lambda name=name: ask(name) for name in answer()}
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def serve(measures: dict[str, Callable[[], float]]) -> None:
+    """Answer the process that started this one: the names of the measures, then a value for each name it writes."""
+    print(json.dumps(list(measures)), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(measures[line.strip()]()), flush=True)
+
+
+def judged(value: float, limit: float, *, at_most: bool = False) -> str:
+    """Return the value as text, with what must hold of it if it does not."""
+    holds = value <= limit if at_most else value >= limit
+    return f"{value:.2f}" if holds else f"{value:.2f} (must be {'at most' if at_most else 'at least'} {limit})"
