@@ -221,16 +221,23 @@ class PriorConfig(Config):
     """Class labels; taken from the data, 0 if there are none or they are not conditioned on."""
     condition_dropout: float = 0.1
     """Share of the training grids whose condition is hidden, so that the prior also works without one."""
+    architecture: Literal["residual", "gated"] = "residual"
+    """One stack of masked convolutions (van den Oord et al. 2016a), or gated vertical and horizontal ones, without the
+    other's blind spot (van den Oord et al. 2016b)."""
     embedding_dim: int = 64
     """Length of the learned vector that stands for a code at the input."""
     num_channels: int = 128
-    """Channels of the trunk; residual blocks use half of them inside."""
+    """Channels of the stacks; blocks of the residual one use half of them inside."""
     first_kernel_size: int = 7
-    """Side of the masked convolution of type A, odd."""
+    """Side of the first convolution, which leaves out the own position; odd."""
     kernel_size: int = 5
-    """Side of the masked convolutions of type B, odd."""
+    """Side of the convolutions of the blocks; odd."""
     num_residual_blocks: int = 8
-    """Residual blocks, each with one masked convolution of type B."""
+    """Blocks after the first convolution."""
+    num_attention_layers: int = 0
+    """Layers of attention to all positions before, spread among the blocks (Chen et al. 2018, PixelSNAIL)."""
+    num_attention_heads: int = 4
+    """Heads of each; a divisor of `num_channels`."""
     num_head_layers: int = 1
     """1x1 layers with ReLU between the last block and the logits."""
     dropout: float = 0.1
@@ -258,6 +265,17 @@ class PriorConfig(Config):
         self._require(set(self.condition_on) <= set(names), f"condition_on is among {names}", self.condition_on)
         for name in ("first_kernel_size", "kernel_size"):
             self._require(getattr(self, name) % 2 == 1, f"{name} is odd", getattr(self, name))
+        layers, heads = self.num_attention_layers, self.num_attention_heads
+        self._require(
+            0 <= layers < max(1, self.num_residual_blocks),
+            "num_attention_layers is at least 0, and below num_residual_blocks",
+            layers,
+        )
+        self._require(
+            not layers or (heads >= 1 and self.num_channels % heads == 0),
+            f"num_attention_heads divides num_channels ({self.num_channels})",
+            heads,
+        )
         for name in ("num_embeddings", "num_channels", "embedding_dim", "batch_size", "epochs"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
 

@@ -1,6 +1,6 @@
 """The PixelCNN prior: an autoregressive model of code grids in raster order.
 
-Source: van den Oord, Kalchbrenner and Kavukcuoglu 2016, Pixel Recurrent Neural Networks, arXiv:1601.06759.
+Source: van den Oord et al. 2016b, Conditional Image Generation with PixelCNN Decoders, arXiv:1606.05328.
 """
 
 import math
@@ -10,133 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualBlock
 from oasis_vq.config import PriorConfig
 from oasis_vq.vqvae import checked_codes, in_batches
 
 CONDITIONS = ("slice_index", "label")
 UNKNOWN = -1
 """Value of a condition that is not known."""
-
-
-@keras.saving.register_keras_serializable("oasis_vq")
-class MaskedConv2D(keras.layers.Layer):
-    """Convolution, stride 1, that sees only positions before its own in raster order.
-
-    Args:
-        filters: channels of the output.
-        kernel_size: side of the square window, odd.
-        mask_type: 'A' leaves the own position out (first layer), 'B' takes it in.
-
-    Call: (batch, h, w, channels) to (batch, h, w, filters).
-
-    The kernel holds the rows up to the own one only; a mask multiplies it where it is used.
-
-    Source: van den Oord et al. 2016, section 3.4.
-    """
-
-    def __init__(self, filters: int, kernel_size: int, *, mask_type: str, **kwargs):
-        super().__init__(**kwargs)
-        if mask_type not in ("A", "B"):
-            raise ValueError(f"mask_type is 'A' or 'B'. Received: {mask_type}.")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is odd. Received: {kernel_size}.")
-        self.filters = filters
-        self.kernel_size = kernel_size
-        self.mask_type = mask_type
-        self.radius = kernel_size // 2
-        self.num_taps = self.radius * kernel_size + self.radius + (mask_type == "B")
-
-    def get_config(self) -> dict:
-        own = {name: getattr(self, name) for name in ("filters", "kernel_size", "mask_type")}
-        return {**super().get_config(), **own}
-
-    def build(self, input_shape) -> None:
-        channels = input_shape[-1]
-        rows = self.radius + 1
-        bound = math.sqrt(6 / (max(self.num_taps, 1) * channels + self.filters))  # Glorot, over what the mask leaves
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(rows, self.kernel_size, channels, self.filters),
-            initializer=keras.initializers.RandomUniform(-bound, bound),
-        )
-        self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(radius + 1, kernel_size, 1, 1) float32: 1 where the window may be seen."""
-        taps = np.arange((self.radius + 1) * self.kernel_size) < self.num_taps  # in raster order the past is a prefix
-        return taps.reshape(self.radius + 1, self.kernel_size, 1, 1).astype(np.float32)
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        padding = [[0, 0], [self.radius, 0], [self.radius, self.radius], [0, 0]]
-        kernel = self.kernel * tf.cast(self.mask, self.kernel.dtype)
-        return tf.nn.conv2d(tf.pad(x, padding), kernel, strides=1, padding="VALID") + self.bias
-
-    def at_position(self, window: tf.Tensor) -> tf.Tensor:
-        """Return the output at one position from its window.
-
-        Args:
-            window: (radius + 1, kernel_size, batch, channels), the rows up to the own one.
-
-        Returns:
-            (batch, 1, 1, filters).
-        """
-        channels = window.shape[-1]
-        taps = tf.reshape(window, (-1, tf.shape(window)[2], channels))[: self.num_taps]  # (taps, b, c)
-        taps = tf.reshape(tf.transpose(taps, (1, 0, 2)), (-1, self.num_taps * channels))  # (b, taps * c)
-        kernel = tf.reshape(self.kernel, (-1, self.filters))[: self.num_taps * channels]
-        return (tf.matmul(taps, tf.cast(kernel, taps.dtype)) + tf.cast(self.bias, taps.dtype))[:, None, None, :]
-
-
-@keras.saving.register_keras_serializable("oasis_vq")
-class ResidualBlock(keras.layers.Layer):
-    """ReLU, 1x1 to half the channels, ReLU, masked convolution of type B, ReLU, 1x1 back, and the skip.
-
-    The condition is added before the masked convolution's ReLU.
-
-    Args:
-        num_channels: channels of input and output.
-        kernel_size: side of the masked convolution.
-        dropout: share of the inner channels dropped while training.
-
-    Source: van den Oord et al. 2016, figure 5.
-    """
-
-    def __init__(self, num_channels: int, kernel_size: int, *, dropout: float = 0.0, **kwargs):
-        super().__init__(**kwargs)
-        self.num_channels = num_channels
-        self.kernel_size = kernel_size
-        self.dropout_rate = dropout
-        half = max(1, num_channels // 2)
-        self.narrow = keras.layers.Dense(half)
-        self.condition = keras.layers.Dense(half, use_bias=False)
-        self.masked = MaskedConv2D(half, kernel_size, mask_type="B")
-        self.dropout = keras.layers.Dropout(dropout)
-        self.widen = keras.layers.Dense(num_channels)
-
-    def get_config(self) -> dict:
-        own = {"num_channels": self.num_channels, "kernel_size": self.kernel_size, "dropout": self.dropout_rate}
-        return {**super().get_config(), **own}
-
-    def build(self, input_shape) -> None:
-        half = (*input_shape[:-1], max(1, self.num_channels // 2))
-        self.narrow.build(input_shape)
-        self.condition.build(input_shape)
-        self.masked.build(half)
-        self.widen.build(half)
-
-    def call(
-        self,
-        x: tf.Tensor,
-        condition: tf.Tensor,
-        convolve: Callable = lambda layer, x: layer(x),
-        training: bool = False,
-    ) -> tf.Tensor:
-        """Transform (b, h, w, channels) under a condition that broadcasts to it; see `PixelCNN.network`."""
-        hidden = self.narrow(tf.nn.relu(x)) + self.condition(condition)
-        hidden = convolve(self.masked, tf.nn.relu(hidden))
-        hidden = self.dropout(tf.nn.relu(hidden), training=training)
-        return x + self.widen(hidden)
 
 
 @keras.saving.register_keras_serializable("oasis_vq")
@@ -154,12 +34,23 @@ class PixelCNN(keras.Model):
         super().__init__(**kwargs)
         self.config = config = config if isinstance(config, PriorConfig) else PriorConfig.from_dict(config)
         self.code_embedding = keras.layers.Embedding(config.num_embeddings, config.embedding_dim)
-        self.first = MaskedConv2D(config.num_channels, config.first_kernel_size, mask_type="A")
-        self.blocks = [
-            ResidualBlock(config.num_channels, config.kernel_size, dropout=config.dropout)
-            for _ in range(config.num_residual_blocks)
-        ]
-        self.head = [keras.layers.Dense(config.num_channels, activation="relu") for _ in range(config.num_head_layers)]
+        channels, dropout = config.num_channels, {"dropout": config.dropout}
+        if config.architecture == "gated":
+            self.blocks = [GatedBlock(channels, config.first_kernel_size, first=True, **dropout)]
+            self.blocks += [
+                GatedBlock(channels, config.kernel_size, **dropout) for _ in range(config.num_residual_blocks)
+            ]
+            for block in self.blocks:  # they are not called as layers
+                block.build((None, *config.grid_shape, config.embedding_dim if block.first else channels))
+        else:
+            self.first = MaskedConv2D(channels, config.first_kernel_size, mask_type="A")
+            self.blocks = [
+                ResidualBlock(channels, config.kernel_size, **dropout) for _ in range(config.num_residual_blocks)
+            ]
+        # Spread among the blocks, none at either end.
+        places = np.linspace(0, len(self.blocks), config.num_attention_layers + 2)[1:-1].round().astype(int)
+        self.attention = {int(place): CausalAttention(channels, config.num_attention_heads) for place in places}
+        self.head = [keras.layers.Dense(channels, activation="relu") for _ in range(config.num_head_layers)]
         self.to_logits = keras.layers.Dense(config.num_embeddings, dtype="float32")
         # One row more than there are values: the last stands for "unknown".
         self.condition_embeddings = {
@@ -168,7 +59,7 @@ class PixelCNN(keras.Model):
         }
         self.position = self.add_weight(
             name="position",
-            shape=(*config.grid_shape, config.num_channels) if config.learned_position else (1, 1, 1),
+            shape=(*(config.grid_shape if config.learned_position else (1, 1)), config.num_channels),
             initializer=keras.initializers.RandomNormal(stddev=0.02) if config.learned_position else "zeros",
             trainable=config.learned_position,
         )
@@ -191,9 +82,24 @@ class PixelCNN(keras.Model):
 
     @property
     def receptive_field(self) -> tuple[int, int]:
-        """How many rows up, and columns to each side, the logits of a position can see."""
+        """How many rows up, and columns to each side, the logits of a position can see.
+
+        With attention that is all that the positions before it have seen: the grid, but for the end of the row above
+        where it is out of their sight.
+        """
+        if self.attention:
+            return self.config.grid_shape
         reach = self.config.first_kernel_size // 2 + self.config.num_residual_blocks * (self.config.kernel_size // 2)
         return reach, reach
+
+    @property
+    def layers_with_memory(self) -> list[keras.layers.Layer]:
+        """The layers in which positions meet, each with a `step`."""
+        if self.config.architecture == "gated":
+            layers = [layer for block in self.blocks for layer in (block.vertical, block.horizontal)]
+        else:
+            layers = [self.first, *(block.masked for block in self.blocks)]
+        return [*layers, *self.attention.values()]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         codes = inputs["codes"]
@@ -220,29 +126,65 @@ class PixelCNN(keras.Model):
             total += self.condition_embeddings[name](tf.where(values == UNKNOWN, size, places))
         return total[:, None, None, :]
 
-    def network(
+    def network(self, codes: tf.Tensor, condition: tf.Tensor, position: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return logits (batch, h, w, num_embeddings) of whole grids; see `down` and `along`."""
+        embedded = self.code_embedding(codes)
+        heard = self.down(embedded, condition, position)
+        return self.along(embedded, heard, condition, position, training=training)
+
+    def down(
         self,
-        codes: tf.Tensor,
+        embedded: tf.Tensor,
         condition: tf.Tensor,
         position: tf.Tensor,
-        convolve: Callable[[MaskedConv2D, tf.Tensor], tf.Tensor] = lambda layer, x: layer(x),
-        training: bool = False,
-    ) -> tf.Tensor:
-        """Return logits (batch, h, w, num_embeddings); the network, written once for training and for sampling.
+        apply: Callable[[keras.layers.Layer, tf.Tensor], tf.Tensor] = lambda layer, x: layer(x),
+    ) -> list[tf.Tensor]:
+        """Return what each gated block's horizontal stack hears of the rows above, (batch, h, w, 2 num_channels).
+
+        The network is written once for training and for sampling. The sampler passes one row to `down`, one position
+        to `along`, and an `apply` that remembers what a layer has been given there before.
 
         Args:
-            codes: (batch, h, w) int32.
+            embedded: (batch, h, w, embedding_dim), vectors of the codes.
             condition: broadcasts to (batch, h, w, num_channels).
             position: as condition: the learned vectors of the grid positions.
-            convolve: applies a masked convolution. The sampler passes h = w = 1 and a function that remembers
-                what the layer has seen at earlier positions.
-            training: whether dropout is on.
+            apply: applies a layer in which positions meet.
         """
-        x = convolve(self.first, self.code_embedding(codes))
-        x += tf.cast(position, x.dtype) + tf.cast(condition, x.dtype)
+        if self.config.architecture == "residual":
+            return []
+        x, heard = embedded, []
         for block in self.blocks:
-            x = block(x, condition, convolve=convolve, training=training)
-        x = tf.nn.relu(x)
+            x, told = block.down(x, (condition, position), apply)
+            heard.append(told)
+        return heard
+
+    def along(
+        self,
+        embedded: tf.Tensor,
+        heard: list[tf.Tensor],
+        condition: tf.Tensor,
+        position: tf.Tensor,
+        apply: Callable[[keras.layers.Layer, tf.Tensor], tf.Tensor] = lambda layer, x: layer(x),
+        training: bool = False,
+    ) -> tf.Tensor:
+        """Return logits (batch, h, w, num_embeddings), given what `down` returned; arguments as there.
+
+        In the residual architecture, which has one stack, this is the whole network.
+        """
+        gated = self.config.architecture == "gated"
+        x = embedded
+        if not gated:
+            x = apply(self.first, x) + tf.cast(position, self.compute_dtype) + condition
+        skips = 0
+        for number, block in enumerate(self.blocks):
+            if number in self.attention:
+                x += apply(self.attention[number], x)
+            if gated:
+                x, skip = block.along(x, heard[number], (condition, position), apply, training)
+                skips += skip
+            else:
+                x = block(x, condition, apply=apply, training=training)
+        x = tf.nn.relu(skips if gated else x)
         for layer in self.head:
             x = layer(x)
         return self.to_logits(x)

@@ -1,9 +1,10 @@
 """Ancestral sampling of code grids from a PixelCNN, one position a step, in one compiled loop.
 
-At each position only that position is computed: every masked convolution keeps what it has been given at earlier
-positions (`_cached_logits`). `_full_logits` runs the whole network instead, for proof: same loop, same draws.
+At each position only that position is computed, and at the start of each row what its positions hear of the rows
+above: every layer in which positions meet keeps what it has been given before (`causal.py`). For proof, the whole
+network can be run at every position instead: same loop, same draws.
 
-Source: van den Oord et al. 2016 (ancestral sampling); Ramachandran et al. 2017, arXiv:1704.06001 (caching).
+Source: van den Oord et al. 2016a (ancestral sampling); Ramachandran et al. 2017, arXiv:1704.06001 (caching).
 """
 
 import numpy as np
@@ -132,31 +133,90 @@ def sample_conditions(prior: PixelCNN, n: int, *, seed: int = 0, **given) -> dic
 
 @tf.function(jit_compile=True)
 def _sample_chunk(prior, known, conditions, num_known, seed, temperature, filters, cached) -> tf.Tensor:
-    """Return grids (CHUNK_SIZE, h, w) int32; positions from `num_known` on are drawn, one a step.
+    """Return grids (b, h, w) int32 like `known`; positions from `num_known` on are drawn, one a step.
 
     Traced and compiled once for each prior, and for whether there are filters.
     """
     import tensorflow_probability as tfp  # here: it takes seconds to import
 
-    height, width = prior.config.grid_shape
-    condition = prior.condition_vector(CHUNK_SIZE, conditions)
-    known = tf.transpose(tf.reshape(known, (CHUNK_SIZE, height * width)))  # (h * w, b)
-    logits_at = _cached_logits if cached else _full_logits
+    size, height, width = known.shape
+    known = tf.transpose(tf.reshape(known, (size, height * width)))  # (h * w, b)
 
-    def step(index, codes, caches):
-        logits, caches = logits_at(prior, codes, caches, index, condition)  # (b, k)
+    def draw(index, logits, nothing):
         logits = logits / temperature
         if filters is not None:
             logits = filter_logits(logits, **filters)
         drawn = tfp.distributions.Categorical(logits=logits).sample(
             seed=tf.random.experimental.stateless_fold_in(seed, index)
         )
-        codes_here = tf.where(index < num_known, known[index], drawn)
-        return index + 1, tf.tensor_scatter_nd_update(codes, [[index]], codes_here[None]), caches
+        return tf.where(index < num_known, known[index], drawn), nothing
 
-    state = (tf.constant(0), tf.zeros_like(known), _empty_caches(prior) if cached else [])
-    _, codes, _ = tf.while_loop(lambda index, *_: index < height * width, step, state)
-    return tf.reshape(tf.transpose(codes), (CHUNK_SIZE, height, width))
+    codes, _ = _in_raster_order(prior, prior.condition_vector(size, conditions), draw, (), cached=cached)
+    return codes
+
+
+def _in_raster_order(prior, condition, choose, state, *, cached: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
+    """Choose one code after the other, each given the logits that follow from those before.
+
+    Args:
+        prior: a PixelCNN.
+        condition: (b, 1, 1, num_channels), as `PixelCNN.condition_vector` returns it.
+        choose: function of the index in raster order () int32, the logits there (b, k) and a state, to the codes
+            there (b,) int32 and the state.
+        state: what `choose` is given at first.
+        cached: False runs the whole network at every position.
+
+    Returns:
+        The codes (b, h, w) int32, and the last state.
+    """
+    size, (height, width) = condition.shape[0], prior.config.grid_shape
+    position = tf.broadcast_to(prior.position, (height, width, prior.config.num_channels))[None]
+    layers = prior.layers_with_memory
+    numbers = {id(layer): number for number, layer in enumerate(layers)}
+    caches = [layer.empty_cache(size, (height, width)) for layer in layers] if cached else []
+
+    def embedded(codes, first, count):
+        """Return the vectors (b, 1, count, embedding_dim) of codes (h * w, b); zeros before the first."""
+        vectors = prior.code_embedding(tf.transpose(tf.slice(codes, (tf.maximum(first, 0), 0), (count, size))))
+        return tf.where(first < 0, tf.zeros_like(vectors), vectors)[:, None]
+
+    def remembering(caches, index, column):
+        """Return a function that applies a layer at a position, and puts its new cache into the list of caches."""
+
+        def apply(layer, x):
+            number = numbers[id(layer)]
+            output, caches[number] = layer.step(x, caches[number], index, column)
+            return output
+
+        return apply
+
+    def step(index, codes, caches, heard, state):
+        row, column = index // width, index % width
+        caches = list(caches)
+        if cached:
+            apply = remembering(caches, index, column)
+            here = position[:, row, column][:, None, None]
+            told = [tf.slice(rows, (0, 0, column, 0), (*rows.shape[:2], 1, rows.shape[3])) for rows in heard]
+            logits = prior.along(embedded(codes, index - 1, 1), told, condition, here, apply)[:, 0, 0]
+        else:
+            grids = tf.reshape(tf.transpose(codes), (size, height, width))
+            logits = prior.network(grids, condition, position)[:, row, column]
+        chosen, state = choose(index, logits, state)
+        return index + 1, tf.tensor_scatter_nd_update(codes, [[index]], chosen[None]), caches, heard, state
+
+    def row_of(row, codes, caches, state):
+        start, end, heard = row * width, (row + 1) * width, []
+        if cached:
+            caches = [layer.next_row(cache) for layer, cache in zip(layers, caches, strict=True)]
+            apply = remembering(caches, start, tf.constant(0))
+            heard = prior.down(embedded(codes, start - width, width), condition, position[:, row][:, None], apply)
+        loop = tf.while_loop(lambda index, *_: index < end, step, (start, codes, caches, heard, state))
+        _, codes, caches, _, state = loop
+        return row + 1, codes, caches, state
+
+    codes = tf.zeros((height * width, size), tf.int32)
+    _, codes, _, state = tf.while_loop(lambda row, *_: row < height, row_of, (tf.constant(0), codes, caches, state))
+    return tf.reshape(tf.transpose(codes), (size, height, width)), state
 
 
 def filter_logits(logits: tf.Tensor, *, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
@@ -168,54 +228,3 @@ def filter_logits(logits: tf.Tensor, *, top_k: tf.Tensor, top_p: tf.Tensor) -> t
     before = tf.cumsum(tf.nn.softmax(ordered), axis=-1, exclusive=True)  # the most likely code has 0 before it
     least = tf.reduce_min(tf.where((rank < top_k) & (before < top_p), ordered, np.inf), axis=-1, keepdims=True)
     return tf.where(logits >= least, logits, -np.inf)
-
-
-def _full_logits(prior: PixelCNN, codes, caches, index, condition) -> tuple[tf.Tensor, list]:
-    """Return the logits (b, k) of one position from a pass of the whole network over all codes (h * w, b)."""
-    height, width = prior.config.grid_shape
-    grids = tf.reshape(tf.transpose(codes), (CHUNK_SIZE, height, width))
-    logits = prior.network(grids, condition, prior.position[None])
-    return tf.reshape(logits, (CHUNK_SIZE, height * width, -1))[:, index], caches
-
-
-def _masked_layers(prior: PixelCNN) -> list:
-    return [prior.first, *(block.masked for block in prior.blocks)]
-
-
-def _empty_caches(prior: PixelCNN) -> list[tf.Tensor]:
-    """Return zeros (h + radius, w + 2 radius, b, channels) for the input of every masked convolution."""
-    height, width = prior.config.grid_shape
-
-    def cache(layer) -> tf.Tensor:
-        shape = (height + layer.radius, width + 2 * layer.radius, CHUNK_SIZE, layer.kernel.shape[2])
-        return tf.zeros(shape, layer.compute_dtype)
-
-    return [cache(layer) for layer in _masked_layers(prior)]
-
-
-def _cached_logits(prior: PixelCNN, codes, caches, index, condition) -> tuple[tf.Tensor, list]:
-    """Return the logits (b, k) of one position, and the caches with what the layers were given there.
-
-    A layer of type B is given its input at this position before it looks; the first layer, of type A, is given the
-    code of the position before, the latest that is known.
-    """
-    height, width = prior.config.grid_shape
-    row, column = index // width, index % width
-    caches = list(caches)
-    numbers = {id(layer): number for number, layer in enumerate(_masked_layers(prior))}
-
-    def convolve(layer, x):
-        number, radius = numbers[id(layer)], layer.radius
-        at = index - 1 if layer.mask_type == "A" else index
-        place = [[at // width + radius, at % width + radius]]
-        stored = tf.tensor_scatter_nd_update(caches[number], place, x[None, :, 0, 0])
-        if layer.mask_type == "A":  # at the first position there is nothing before
-            stored = tf.cond(index > 0, lambda: stored, lambda: caches[number])
-        caches[number] = stored
-        window = tf.slice(stored, (row, column, 0, 0), (radius + 1, layer.kernel_size, *stored.shape[2:]))
-        return layer.at_position(window)
-
-    before = tf.gather(codes, tf.maximum(index - 1, 0))[:, None, None]  # (b, 1, 1)
-    grid = tf.broadcast_to(prior.position, (height, width, prior.position.shape[-1]))
-    position = tf.slice(grid, (row, column, 0), (1, 1, grid.shape[-1]))[None]
-    return prior.network(before, condition, position, convolve)[:, 0, 0], caches

@@ -20,6 +20,16 @@ ARCHITECTURES = {
     "plain": dataclasses.replace(SMALL, num_slices=0, num_labels=0, learned_position=False, num_head_layers=2),
     "wide": dataclasses.replace(SMALL, first_kernel_size=7, kernel_size=5, num_residual_blocks=3),
     "one_by_one": dataclasses.replace(SMALL, first_kernel_size=3, kernel_size=1),
+    "attentive": dataclasses.replace(SMALL, num_residual_blocks=3, num_attention_layers=2),
+    "gated": dataclasses.replace(SMALL, architecture="gated"),
+    "gated_plain": dataclasses.replace(
+        SMALL, architecture="gated", num_slices=0, num_labels=0, learned_position=False, num_head_layers=0
+    ),
+    "gated_wide": dataclasses.replace(SMALL, architecture="gated", first_kernel_size=7, kernel_size=5),
+    "gated_one_by_one": dataclasses.replace(SMALL, architecture="gated", first_kernel_size=3, kernel_size=1),
+    "gated_attentive": dataclasses.replace(
+        SMALL, architecture="gated", num_residual_blocks=2, num_attention_layers=1, num_attention_heads=2
+    ),
 }
 
 
@@ -50,6 +60,43 @@ def test_changing_a_code_changes_no_logit_at_or_before_it(name):
         np.testing.assert_array_equal(after[: position + 1], before[: position + 1])
         if (position + 1) % config.grid_shape[1]:  # the next in the same row sees it
             assert not np.array_equal(after[position + 1], before[position + 1])
+
+
+def influence(prior, row, column):
+    """Whether each code of the grid changes the logits at a position: (h, w) bool, from input gradients."""
+    vectors = prior.code_embedding(tf.constant(some_codes(prior.config, 1)))
+    condition, position = prior.condition_vector(1, {}), prior.position[None]
+    with tf.GradientTape() as tape:
+        tape.watch(vectors)
+        heard = prior.down(vectors, condition, position)
+        total = tf.reduce_sum(prior.along(vectors, heard, condition, position)[0, row, column] ** 2)
+    return np.abs(tape.gradient(total, vectors)[0].numpy()).max(axis=-1) > 0
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_gated_stacks_see_their_whole_receptive_field(blocks):
+    config = dataclasses.replace(
+        SMALL, architecture="gated", grid_shape=(9, 11), first_kernel_size=5, num_residual_blocks=blocks
+    )
+    prior = randomised(config)
+    row, column = 7, 5
+    rows, columns = np.mgrid[:9, :11]
+    up, aside = prior.receptive_field
+    past = (rows < row) | (rows == row) & (columns < column)
+    expected = past & (row - rows <= up) & (np.abs(columns - column) <= aside)
+    np.testing.assert_array_equal(influence(prior, row, column), expected)
+
+
+def test_one_masked_stack_has_a_blind_spot_and_attention_sees_past_it():
+    config = dataclasses.replace(SMALL, grid_shape=(9, 11), first_kernel_size=3, kernel_size=3, num_residual_blocks=5)
+    past = np.zeros((9, 11), bool)
+    past[:6], past[6, :2] = True, True
+    plain = influence(randomised(config), 6, 2)
+    assert not plain[~past].any() and not plain[5, 5] and plain[5, 3]  # three up to the right of it: out of sight
+    attentive = randomised(dataclasses.replace(config, num_attention_layers=1))
+    past[5, 10] = False  # the one code that no position up to (6, 2) has seen
+    np.testing.assert_array_equal(influence(attentive, 6, 2), past)
+    assert attentive.receptive_field == (9, 11)
 
 
 def test_mask_holds_after_training_steps():

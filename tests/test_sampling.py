@@ -13,30 +13,29 @@ from oasis_vq import sampling
 
 
 @tf.function(jit_compile=True)
-def one_step(prior, codes, caches, index, condition):
-    return sampling._cached_logits(prior, codes, caches, index, condition)
+def along_the_way(prior, codes, condition):
+    """The logits (h * w, b, k) that the sampler sees on its way through given codes (h * w, b)."""
+
+    def follow(index, logits, seen):
+        return codes[index], tf.tensor_scatter_nd_update(seen, [[index]], logits[None])
+
+    seen = tf.zeros((*codes.shape, prior.config.num_embeddings))
+    return sampling._in_raster_order(prior, condition, follow, seen)
 
 
 def cached_logits(prior, codes, **conditions):
-    """The logits that the sampler sees on its way through given codes (CHUNK_SIZE, h, w)."""
-    height, width = prior.config.grid_shape
     given = {name: tf.constant(values) for name, values in prior.checked_conditions(len(codes), **conditions).items()}
     condition = prior.condition_vector(len(codes), given)
-    flat = tf.constant(codes.reshape(len(codes), -1).T, tf.int32)
-    caches, logits = sampling._empty_caches(prior), []
-    for index in range(height * width):
-        # what is not drawn yet must not matter: it is spoiled here
-        known = tf.where(tf.range(height * width)[:, None] < index, flat, prior.config.num_embeddings - 1)
-        step, caches = one_step(prior, known, caches, tf.constant(index), condition)
-        logits.append(step)
-    return np.stack(logits, axis=1).reshape(len(codes), height, width, -1)
+    taken, logits = along_the_way(prior, tf.constant(codes.reshape(len(codes), -1).T, tf.int32), condition)
+    np.testing.assert_array_equal(taken, codes)
+    return logits.numpy().transpose(1, 0, 2).reshape(*codes.shape, -1)
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cached_logits_equal_the_full_forward(name, conditioned):
     config = ARCHITECTURES[name]
-    prior, codes = randomised(config), some_codes(config, sampling.CHUNK_SIZE)
+    prior, codes = randomised(config), some_codes(config, 3)
     given = {"slice_index": 2, "label": 1} if conditioned else {}
     given = {condition: value for condition, value in given.items() if condition in prior.condition_sizes}
     full = prior.logits(codes, **given)
