@@ -25,7 +25,7 @@ figures: .venv/installed
 	$(BIN)/python tools/notebooks.py --commit
 
 .venv/bench-installed: .venv/installed benchmarks/requirements.txt
-	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --editable . --requirement benchmarks/requirements.txt
 	@touch $@
 
 bench: .venv/bench-installed
