@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,9 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from oasis_vq.config import write_whole
+from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.sampling import sample_codes
+from oasis_vq.vqvae import VQVAE
 
 
 class TrainingLog(keras.callbacks.Callback):
@@ -60,31 +64,76 @@ class TrainingLog(keras.callbacks.Callback):
         write_whole(self.file, text.getvalue().encode())
         self.epoch.assign(epoch + 1)
         self.manager.save(checkpoint_number=epoch + 1)
-        shown = "total_loss" if "total_loss" in values else "bits_per_code"
+        shown = self.model.score
         self.progress.set_postfix({"epoch": epoch + 1, shown: values[shown], "val": values[f"val_{shown}"]})
 
     def on_train_end(self, logs=None) -> None:
         self.progress.close()
 
 
-class ReconstructionGrid(keras.callbacks.Callback):
-    """Draws images over their reconstructions after each epoch: into a PNG file, and in a notebook under the cell.
+class BestWeights(keras.callbacks.Callback):
+    """Keeps the weights that did best in validation, and ends a training that no longer gets better.
 
     Args:
-        images: (n, size, size, 1), float32 in [0, 1].
-        file: the PNG; each epoch replaces it. None for none.
+        model: whose `score` is the name of the number that is to fall, of those `test_step` returns.
+        patience: epochs without a better validation after which the training ends; 0 for never.
+
+    What it knows is in `variables`: they belong into the checkpoint.
     """
 
-    def __init__(self, images: np.ndarray, file: str | Path | None = None):
+    def __init__(self, model: keras.Model, patience: int = 0):
         super().__init__()
-        self.images = images
+        self.patience = patience
+        self.score = tf.Variable(np.inf, trainable=False, dtype=tf.float32)
+        self.age = tf.Variable(0, trainable=False, dtype=tf.int64)  # validations since then
+        self.weights = [tf.Variable(weight, trainable=False) for weight in model.get_weights()]
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All that a training needs to go on."""
+        return [self.score, self.age, *self.weights]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience is at an end."""
+        return 0 < self.patience <= int(self.age)
+
+    def on_test_end(self, logs=None) -> None:
+        score = float(logs[self.model.score])
+        self.age.assign_add(1)
+        if score < float(self.score):
+            self.score.assign(score)
+            self.age.assign(0)
+            for kept, weight in zip(self.weights, self.model.get_weights(), strict=True):
+                kept.assign(weight)
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        self.model.stop_training |= self.is_over
+
+    def restore(self, model: keras.Model) -> None:
+        """Give a model the weights that did best; it keeps its own if no validation gave a number."""
+        if np.isfinite(self.score):
+            model.set_weights([kept.numpy() for kept in self.weights])
+
+
+class _Picture(keras.callbacks.Callback):
+    """Draws a picture during the training: into a PNG file, and in a notebook under the cell.
+
+    Args:
+        file: the PNG; each drawing replaces it. None for none.
+    """
+
+    def __init__(self, file: str | Path | None = None):
+        super().__init__()
         self.file = None if file is None else Path(file)
         self.shown = None
 
-    def on_epoch_end(self, epoch: int, logs=None) -> None:
-        rows = (np.concatenate(list(part), axis=1) for part in (self.images, self.model.reconstruct(self.images)))
-        grid = np.concatenate(list(rows))[..., 0]  # (2 size, n size)
-        png = iio.imwrite("<bytes>", np.round(grid * 255).astype(np.uint8), extension=".png")
+    def _draw(self, rows: list[np.ndarray]) -> None:
+        """Show rows of images, each (n, size, size, 1 or 3) in [0, 1]."""
+        channels = max(images.shape[-1] for images in rows)
+        rows = [np.concatenate(list(np.broadcast_to(part, (*part.shape[:-1], channels))), axis=1) for part in rows]
+        grid = np.round(np.concatenate(rows) * 255).astype(np.uint8)  # (rows * size, n * size, channels)
+        png = iio.imwrite("<bytes>", grid[..., 0] if channels == 1 else grid, extension=".png")
         if self.file is not None:
             write_whole(self.file, png)
         if "IPython" in sys.modules:
@@ -100,3 +149,58 @@ class ReconstructionGrid(keras.callbacks.Callback):
             self.shown = display(Image(png), display_id=True)
         else:
             self.shown.update(Image(png))
+
+
+class ReconstructionGrid(_Picture):
+    """Draws images over their reconstructions after each epoch: into a PNG file, and in a notebook under the cell.
+
+    Args:
+        images: (n, size, size, 1), float32 in [0, 1].
+        file: the PNG; each epoch replaces it. None for none.
+    """
+
+    def __init__(self, images: np.ndarray, file: str | Path | None = None):
+        super().__init__(file)
+        self.images = images
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        self.draw(self.model)
+
+    def draw(self, model: VQVAE) -> None:
+        """Draw now."""
+        self._draw([self.images, model.reconstruct(self.images)])
+
+
+class SampleGrid(_Picture):
+    """Draws samples of a prior, codes over brains, after each validation: with the weights that were validated.
+
+    The samples of every epoch have the same seed. Above 64x64 codes, where they would take minutes, there are none.
+
+    Args:
+        vqvae: decodes the samples.
+        file: the PNG; each epoch replaces it. None for none.
+        num: samples; where the prior is conditioned on slice position, they are spread over the positions.
+    """
+
+    def __init__(self, vqvae: VQVAE, file: str | Path | None = None, *, num: int = 8):
+        super().__init__(file)
+        self.vqvae = vqvae
+        self.num = num
+
+    def on_test_end(self, logs=None) -> None:
+        self.draw(self.model)
+
+    def draw(self, model: PixelCNN) -> None:
+        """Draw now."""
+        config = model.config
+        if math.prod(config.grid_shape) > 64**2:
+            return
+        positions = None
+        if config.num_slices:
+            spread = np.linspace(0, config.num_slices - 1, self.num + 2)[1:-1]  # the ends show little brain
+            positions = config.first_slice + spread.round().astype(int)
+        codes = sample_codes(model, self.num, seed=0, slice_index=positions)
+        brains = self.vqvae.decode(codes)
+        colours = np.random.default_rng(0).uniform(0.2, 1.0, (config.num_embeddings, 3))
+        scale = brains.shape[1] // codes.shape[1]
+        self._draw([colours[codes].repeat(scale, axis=1).repeat(scale, axis=2), brains])

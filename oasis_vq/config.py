@@ -250,17 +250,26 @@ class PriorConfig(Config):
     """Steps in which the learning rate rises to its value, at most a quarter of all; only with `cosine_decay`."""
     cosine_decay: bool = True
     """Whether the learning rate falls to zero along a half cosine."""
+    weight_average: float = 0.0
+    """Momentum of the moving average of the weights, which is what is validated and saved; 0 for none (Polyak and
+    Juditsky 1992)."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of all weights together; 0 for no limit (Pascanu et al. 2013)."""
     batch_size: int = 32
     """Code grids per step."""
     epochs: int = 25
     """Passes over the training grids."""
+    patience: int = 0
+    """Epochs without a better validation after which the training ends; 0 for never."""
     seed: int = 0
     """Seed of the weights, of dropout and of the order of the grids."""
 
     def __post_init__(self):
         super().__post_init__()
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
-        self._require(self.warmup_steps >= 0, "warmup_steps is at least 0", self.warmup_steps)
+        for name in ("warmup_steps", "clip_norm", "patience"):
+            self._require(getattr(self, name) >= 0, f"{name} is at least 0", getattr(self, name))
+        self._require(0 <= self.weight_average < 1, "weight_average is from 0 to below 1", self.weight_average)
         names = ("slice_index", "label")
         self._require(set(self.condition_on) <= set(names), f"condition_on is among {names}", self.condition_on)
         for name in ("first_kernel_size", "kernel_size"):

@@ -30,6 +30,9 @@ class PixelCNN(keras.Model):
         `label` (batch,) int32 with -1 for unknown, to logits (batch, h, w, num_embeddings) float32.
     """
 
+    score = "bits_per_code"
+    """What is to fall in validation."""
+
     def __init__(self, config: PriorConfig | dict, **kwargs):
         super().__init__(**kwargs)
         self.config = config = config if isinstance(config, PriorConfig) else PriorConfig.from_dict(config)

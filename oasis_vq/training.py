@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from oasis_vq.callbacks import ReconstructionGrid, TrainingLog
+from oasis_vq.callbacks import BestWeights, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices
 from oasis_vq.config import PriorConfig, VQVAEConfig, write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
@@ -40,7 +40,8 @@ def fit_or_load(
 ) -> VQVAE | PixelCNN:
     """Load the model of this name if it has been trained with this configuration, else train it.
 
-    A training that was interrupted goes on after its last finished epoch.
+    A training that was interrupted goes on after its last finished epoch. The model is that of the epoch with the best
+    validation score.
 
     Args:
         name: of a folder in `Paths.models`, or a path.
@@ -49,8 +50,8 @@ def fit_or_load(
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
-        callbacks: of Keras, beside what is always there: history.csv and checkpoints; for a VQ-VAE
-            reconstructions.png, slices of validate over their reconstructions; TensorBoard's logs if it is installed.
+        callbacks: of Keras, beside what is always there: history.csv and checkpoints; reconstructions.png, slices of
+            validate over their reconstructions, or a prior's samples.png; TensorBoard's logs if it is installed.
 
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
@@ -70,7 +71,10 @@ def fit_or_load(
     for note in checked(index):
         print(f"note: {note}")
     keras.utils.set_random_seed(config.seed)
-    training = _train_vqvae(config, index, cache=cache) if vqvae is None else _train_prior(config, index, vqvae)
+    if vqvae is None:
+        training = _train_vqvae(config, index, partial, cache=cache)
+    else:
+        training = _train_prior(config, index, partial, vqvae=vqvae)
     if restart:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
@@ -91,11 +95,11 @@ class _Training:
     stream: Callable[[int], tf.data.Dataset]
     validation: tf.data.Dataset
     num_items: int
-    shown: np.ndarray | None = None
-    """Images (n, size, size, 1) that are drawn over their reconstructions during the training."""
+    picture: keras.callbacks.Callback
+    patience: int = 0
 
 
-def _train_vqvae(config: VQVAEConfig, index: SliceIndex, *, cache: bool) -> _Training:
+def _train_vqvae(config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache: bool) -> _Training:
     def images(part: Slices, **options) -> tf.data.Dataset:
         reading = {"image_size": config.image_size, "fit": config.fit, "cache": cache}
         return make_dataset(part, **reading, batch_size=config.batch_size, **options)
@@ -106,16 +110,17 @@ def _train_vqvae(config: VQVAEConfig, index: SliceIndex, *, cache: bool) -> _Tra
     vqvae.compile(optimizer=build_optimizer(config, num_items))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
     spread = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
+    shown = load_images(index.validate[spread], image_size=config.image_size, fit=config.fit)
     return _Training(
         vqvae,
         lambda epoch: images(index.train, first_epoch=epoch, **order),
         images(index.validate),
         num_items,
-        shown=load_images(index.validate[spread], image_size=config.image_size, fit=config.fit),
+        picture=ReconstructionGrid(shown, folder / "reconstructions.png"),
     )
 
 
-def _train_prior(config: PriorConfig, index: SliceIndex, vqvae: VQVAE) -> _Training:
+def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae: VQVAE) -> _Training:
     prior = PixelCNN(config)
 
     def grids(codes: Codes, rows: tf.data.Dataset) -> tf.data.Dataset:
@@ -138,6 +143,8 @@ def _train_prior(config: PriorConfig, index: SliceIndex, vqvae: VQVAE) -> _Train
         lambda epoch: grids(train, epoch_orders(len(train), seed=config.seed, first_epoch=epoch)),
         grids(validate, tf.data.Dataset.range(len(validate))),
         len(train),
+        picture=SampleGrid(vqvae, folder / "samples.png"),
+        patience=config.patience,
     )
 
 
@@ -150,7 +157,10 @@ def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.
         rising = {"initial_learning_rate": 0.0, "warmup_target": rate, "warmup_steps": warmup}
         start = rising if warmup else {"initial_learning_rate": rate}
         rate = keras.optimizers.schedules.CosineDecay(decay_steps=num_steps - warmup, **start)
-    return keras.optimizers.Adam(rate)
+    if isinstance(config, VQVAEConfig):
+        return keras.optimizers.Adam(rate)
+    average = {"use_ema": True, "ema_momentum": config.weight_average} if config.weight_average else {}
+    return keras.optimizers.Adam(rate, global_clipnorm=config.clip_norm or None, **average)
 
 
 def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -160,34 +170,39 @@ def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.
     epoch = tf.Variable(0, dtype=tf.int64)
     # By list, not by object: the states of random generators, such as dropout's, are variables that objects leave out.
     state = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
-    checkpoint = tf.train.Checkpoint(state=state, epoch=epoch)
+    best = BestWeights(model, training.patience)
+    checkpoint = tf.train.Checkpoint(state=state, epoch=epoch, best=best.variables)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=2)
     if manager.latest_checkpoint:
         checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
     first_epoch = int(epoch)
-    followers = list(callbacks)
-    if training.shown is not None:
-        followers.append(ReconstructionGrid(training.shown, folder / "reconstructions.png"))
+    followers = [*callbacks, best, training.picture]
     if importlib.util.find_spec("tensorboard"):
         followers.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
+    if getattr(config, "weight_average", 0):  # after those that want the averages, which are validated
+        followers.append(keras.callbacks.SwapEMAWeights())
     followers.append(TrainingLog(folder, manager, epoch, training.num_items))
-    model.fit(
-        training.stream(first_epoch),
-        validation_data=training.validation,
-        initial_epoch=first_epoch,
-        epochs=config.epochs,
-        callbacks=followers,
-        shuffle=False,  # the stream does it
-        verbose=0,
-    )
+    if not best.is_over:
+        model.fit(
+            training.stream(first_epoch),
+            validation_data=training.validation,
+            initial_epoch=first_epoch,
+            epochs=config.epochs,
+            callbacks=followers,
+            shuffle=False,  # the stream does it
+            verbose=0,
+        )
+    best.restore(model)
+    training.picture.draw(model)
     finished = type(model).from_config(model.get_config())  # without the optimizer: a third of the size
     finished.set_weights(model.get_weights())
     finished.save(folder / "model.keras")
     history = read_history(folder)
+    best_epoch = len(history["epoch"]) - 1 - (int(best.age) if np.isfinite(best.score) else 0)
     write_json(
         folder / "metrics.json",
-        {name: float(values[-1]) for name, values in history.items() if name.startswith("val_")}
+        {name: float(values[best_epoch]) for name, values in history.items() if name.startswith("val_")}
         | {
             "num_parameters": float(finished.count_params()),
             "training_seconds": float(history["seconds"].sum()),

@@ -178,7 +178,7 @@ def test_prior_learns_more_than_the_histogram(models, index, vqvae, prior):
     history = ovq.read_history(models / "small-prior")
     report = ovq.evaluate_prior(prior, vqvae, index)
     assert history["val_bits_per_code"][-1] < history["val_bits_per_code"][0]
-    assert history["val_bits_per_code"][-1] == pytest.approx(report["validate_bits_per_code"], rel=1e-4)
+    assert history["val_bits_per_code"].min() == pytest.approx(report["validate_bits_per_code"], rel=1e-4)
     assert report["bits_per_code"] < report["baselines"]["unigram"] < report["baselines"]["uniform"] == 5.0
     assert report["bits_per_image"] == pytest.approx(64 * report["bits_per_code"])
     assert 0 < report["accuracy"] < 1

@@ -29,7 +29,7 @@ ALLOWED = {
     "metrics": set(),
     "codes": {"config", "slices", "streams", "vqvae"},
     "folders": {"config", "pixelcnn", "slices", "vqvae"},
-    "callbacks": {"config"},
+    "callbacks": {"config", "pixelcnn", "sampling", "vqvae"},
     "training": {"callbacks", "codes", "config", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "inspection": set(),

@@ -16,6 +16,7 @@ import pytest
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
+from oasis_vq.folders import load_model
 from oasis_vq.sampling import sample_conditions
 from oasis_vq.training import _train_vqvae, build_optimizer
 
@@ -23,7 +24,7 @@ from oasis_vq.training import _train_vqvae, build_optimizer
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
     for name in ("small", "small-prior"):
         files = {path.name for path in (models / name).iterdir()} - {"tensorboard"}
-        shown = {"reconstructions.png"} if name == "small" else set()
+        shown = {"reconstructions.png" if name == "small" else "samples.png"}
         assert files == {"model.keras", "config.json", "metrics.json", "history.csv"} | shown
         assert not (models / f"{name}.partial").exists()
         metrics = json.loads((models / name / "metrics.json").read_text())
@@ -42,6 +43,48 @@ def test_pictures_show_validation_slices_over_their_reconstructions(models, inde
     np.testing.assert_allclose(grid[:32], np.concatenate(list(images[..., 0]), axis=1), atol=0.003)
     again = vqvae.reconstruct(images)
     np.testing.assert_allclose(grid[32:], np.concatenate(list(again[..., 0]), axis=1), atol=0.003)
+
+
+def test_pictures_of_a_prior_show_codes_over_samples(models, vqvae, prior):
+    grid = iio.imread(models / "small-prior" / "samples.png")
+    assert grid.shape == (2 * 32, 8 * 32, 3) and grid[:32].std() > 30
+    positions = np.linspace(0, 7, 10)[1:-1].round().astype(int)
+    codes = ovq.sample_codes(prior, 8, seed=0, slice_index=positions)
+    brains = np.concatenate(list(vqvae.decode(codes)[..., 0]), axis=1)
+    np.testing.assert_allclose(grid[32:, :, 0] / 255, brains, atol=0.003)
+    cells = np.concatenate(list(codes), axis=1)
+    assert len(np.unique(grid[:32:4, ::4].reshape(-1, 3), axis=0)) == len(np.unique(cells))
+
+
+@pytest.mark.parametrize("weight_average", [0.0, 0.8])
+def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_average):
+    """From the third epoch on the weights are spoiled."""
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch >= 2:
+                for weight in self.model.trainable_weights:
+                    weight.assign(weight + 3)
+
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=2, weight_average=weight_average, clip_norm=1.0)
+    prior = ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil()])
+    bits = ovq.read_history(tmp_path / "p")["val_bits_per_code"]
+    assert len(bits) == 4 and bits.argmin() == 1
+    assert json.loads((tmp_path / "p" / "metrics.json").read_text())["val_bits_per_code"] == bits[1]
+    report = ovq.evaluate_prior(prior, vqvae, index)
+    assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
+
+
+def test_average_of_weights_is_what_is_validated(tmp_path, index, vqvae):
+    """After one epoch with a high momentum the average is still near the first weights, the last weights are not."""
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=1)
+    bits = {}
+    for average in (0.0, 0.999):
+        ovq.fit_or_load(
+            tmp_path / str(average), dataclasses.replace(config, weight_average=average), index, vqvae=vqvae
+        )
+        bits[average] = ovq.read_history(tmp_path / str(average))["val_bits_per_code"][0]
+    assert bits[0.0] < bits[0.999] - 0.1
 
 
 def test_tensorboard_logs_are_written_where_it_is_installed(tmp_path, index):
@@ -185,7 +228,7 @@ def test_augmented_training_has_twice_the_steps_and_comes_back(tmp_path, index):
     assert vqvae.config == config and list(Path(os.environ["OASIS_VQ_CACHE"]).glob("cohort-32-*.npy"))
     with pytest.raises(ValueError, match=r"max_shift: 2, not 1"):
         ovq.fit_or_load(tmp_path / "v", dataclasses.replace(config, max_shift=1), index)
-    training = _train_vqvae(config, index, cache=False)
+    training = _train_vqvae(config, index, tmp_path, cache=False)
     assert training.num_items == 96 and len(list(training.stream(0))) == 12
 
 
@@ -260,7 +303,8 @@ from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 import oasis_vq as ovq
 index = ovq.find_slices({cohort!r})
 vqvae = ovq.fit_or_load(pathlib.Path({folder!r}) / "v", dataclasses.replace(VQVAE_CONFIG, epochs=6), index)
-ovq.fit_or_load(pathlib.Path({folder!r}) / "v-prior", dataclasses.replace(PRIOR_CONFIG, epochs=6), index, vqvae=vqvae)
+config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", weight_average=0.9, clip_norm=1.0)
+ovq.fit_or_load(pathlib.Path({folder!r}) / "v-prior", config, index, vqvae=vqvae)
 """
 
 
@@ -284,9 +328,12 @@ def test_killed_training_ends_where_the_uninterrupted_one_does(tmp_path, cohort)
         assert (tmp_path / "killed" / awaited).exists()
     assert start("killed").wait() == 0, (tmp_path / "killed.log").read_text()
     assert "v-prior: going on after epoch" in (tmp_path / "killed.log").read_text()
-    for name in ("v", "v-prior"):
+    for name, kind in (("v", "VQVAE"), ("v-prior", "PixelCNN")):
         one, other = (ovq.read_history(tmp_path / run / name) for run in ("whole", "killed"))
         assert other["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
         for column in set(one) - {"seconds"}:
             np.testing.assert_array_equal(other[column], one[column])
+        weights = [load_model(tmp_path / run / name, kind).get_weights() for run in ("whole", "killed")]
+        for one, other in zip(*weights, strict=True):
+            np.testing.assert_array_equal(other, one)
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["v", "v-prior"]
