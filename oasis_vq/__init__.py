@@ -28,6 +28,8 @@ _EXPORTS = {
     "training": ["fit_or_load"],
     "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
     "evaluation": ["evaluate_prior", "evaluate_reconstruction"],
+    "quality": ["evaluate_samples", "histogram_samples", "two_sample_accuracy"],
+    "anomaly": ["Surprise", "plant_lesions"],
     "inspection": ["code_patches", "code_positions", "codebook_map", "neighbour_codes", "swap_codes"],
     "plots": [
         "plot_changes",

@@ -1,0 +1,233 @@
+"""How good samples are: beside held-out slices, between a floor and a ceiling; and whether they are copies.
+
+Samples are compared with *reconstructions* of held-out slices, which have the same decoder's blur: what is left is the
+prior's doing. The ceiling is another set of held-out slices, of other people; the floor draws each code from the
+histogram of its grid position.
+"""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.linalg import sqrtm
+from sklearn.decomposition import PCA
+from tqdm import tqdm
+
+from oasis_vq.codes import Codes, encode_slices
+from oasis_vq.guard import check_readable
+from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.sampling import sample_codes
+from oasis_vq.slices import SliceIndex
+from oasis_vq.vqvae import VQVAE
+
+NUM_FEATURES = 64
+"""Principal components of training slices in which distances are taken."""
+NUM_NEIGHBOURS = 5
+"""k of density and coverage."""
+
+
+def evaluate_samples(
+    prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, seed: int = 0, temperature: float = 1.0, num_repeats: int = 4
+) -> dict:
+    """Score samples of a prior: as many as there are test slices, at their slice positions and of their classes.
+
+    Args:
+        prior: draws the codes.
+        vqvae: decodes them.
+        index: train for the features, the histogram and the copies; validate for the ceiling; test to compare with.
+        seed: of the samples, the classifier and the halves of the people.
+        temperature: of the samples.
+        num_repeats: classifiers that are trained for each accuracy.
+
+    Returns:
+        Three dictionaries of float, `samples`, `ceiling` (reconstructions of validate) and `floor` (codes from the
+        histogram of each grid position), each with
+        classifier_accuracy: of a two-sample test against the reconstructed test slices, 0.5 if they cannot be told
+            apart; void unless the ceiling has 0.45 to 0.55 and the floor at least 0.95;
+        frechet_distance, density, coverage: from and of the same, in the whitened principal components of
+            reconstructed training slices;
+        diversity: 1 - MS-SSIM of pairs at the same slice position, beside `test_diversity`;
+        nearest_training_distance: median over images of the root mean squared difference from the most similar
+            reconstructed training slice, beside `test_nearest_training_distance`: smaller means copies;
+        and `distances`: the same by image, under `samples`, `ceiling`, `floor` and `test`.
+    """
+    check_readable(*index.splits().values())
+    codes = {split: encode_slices(vqvae, part) for split, part in index.splits().items()}
+    test = codes["test"]
+    conditions = {name: getattr(test, name) for name in prior.condition_sizes}
+    drawn = sample_codes(prior, len(test), seed=seed, temperature=temperature, **conditions)
+    generator = np.random.default_rng(seed)
+    noise = histogram_samples(codes["train"].codes, len(test), generator)
+    images = {name: vqvae.decode(grids) for name, grids in (("samples", drawn), ("floor", noise))}
+    images |= {name: vqvae.decode(codes[split].codes) for name, split in (("ceiling", "validate"), ("test", "test"))}
+    train = vqvae.decode(codes["train"].codes)
+    # Whose an image is: people are never in both halves. A sample goes with the slice whose position it has.
+    owners = {"samples": test, "floor": test, "ceiling": codes["validate"]}
+
+    components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
+    components.fit(_flat(train))
+    real = components.transform(_flat(images["test"]))
+    distances = {name: nearest_distances(part, train) for name, part in images.items()}
+    test_scores = {
+        "test_diversity": diversity(images["test"], test, generator),
+        "test_nearest_training_distance": float(np.median(distances["test"])),
+    }
+    report: dict = {"distances": {name: values.tolist() for name, values in distances.items()}}
+    for name, owner in tqdm(owners.items(), "scoring samples", unit="set", leave=False):
+        accuracy = two_sample_accuracy(
+            images["test"], images[name], test.subject, owner.subject, seed=seed, num_repeats=num_repeats
+        )
+        features = components.transform(_flat(images[name]))
+        density, coverage = density_and_coverage(real, features)
+        report[name] = {
+            "classifier_accuracy": accuracy,
+            "frechet_distance": frechet_distance(real, features),
+            "density": density,
+            "coverage": coverage,
+            "diversity": diversity(images[name], owner, generator),
+            "nearest_training_distance": float(np.median(distances[name])),
+            **test_scores,
+        }
+    return report
+
+
+def histogram_samples(train: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Return codes (n, h, w), each drawn from those that training grids (m, h, w) have at its position."""
+    rows = generator.integers(0, len(train), (n, *train.shape[1:]))
+    return np.take_along_axis(train, rows, axis=0)
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Fréchet distance between the normal distributions of two sets of features (n, d).
+
+    Source: Heusel et al. 2017, arXiv:1706.08500, equation 6.
+    """
+    means = [features.mean(axis=0) for features in (first, second)]
+    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+
+
+def density_and_coverage(real: np.ndarray, features: np.ndarray, k: int = NUM_NEIGHBOURS) -> tuple[float, float]:
+    """Return how densely features (m, d) lie where the real ones (n, d) do, and the share of the real ones near one.
+
+    Source: Naeem et al. 2020, arXiv:2002.09797, equations 3 and 4.
+    """
+    radius = np.sort(_distances(real, real), axis=1)[:, k]  # the nearest is the point itself
+    inside = _distances(real, features) <= radius[:, None]  # (n, m)
+    return float(inside.sum() / (k * len(features))), float(inside.any(axis=1).mean())
+
+
+def nearest_distances(images: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return the root mean squared difference (n,) of each image (n, size, size, 1) from the most similar of train."""
+    return _distances(_flat(images), _flat(train)).min(axis=1) / np.sqrt(images[0].size)
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1) - 2 * first @ second.T
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def diversity(images: np.ndarray, of: Codes, generator: np.random.Generator, num_pairs: int = 200) -> float:
+    """Return 1 - MS-SSIM, mean over pairs of images (n, size, size, 1) at the same slice position, of other people.
+
+    Source: Wang et al. 2003; as a measure of diversity Odena et al. 2017, arXiv:1610.09585.
+    """
+    pairs = []
+    for one in generator.permutation(len(images)):
+        others = np.flatnonzero((of.slice_index == of.slice_index[one]) & (of.subject != of.subject[one]))
+        if len(others):
+            pairs.append((one, generator.choice(others)))
+    if not pairs:
+        return float("nan")
+    one, other = np.array(pairs[:num_pairs]).T
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
+    scales = int(min(5, np.log2(images.shape[1] / 11) + 1))  # the coarsest must hold a window of 11
+    similarity = tf.image.ssim_multiscale(
+        tf.constant(images[one]),
+        tf.constant(images[other]),
+        1.0,
+        power_factors=weights[:scales] / weights[:scales].sum(),
+    )
+    return float(1 - np.nanmean(similarity))
+
+
+def two_sample_accuracy(
+    first: np.ndarray,
+    second: np.ndarray,
+    first_owners: np.ndarray,
+    second_owners: np.ndarray,
+    *,
+    seed: int = 0,
+    num_repeats: int = 4,
+) -> float:
+    """Return how often a small CNN says rightly from which of two sets an image is.
+
+    It is trained on the images of half of the people and scored on those of the others, as many from either set.
+
+    Args:
+        first, second: (n, size, size, 1) and (m, size, size, 1) in [0, 1].
+        first_owners, second_owners: (n,) and (m,) str, whose they are.
+        seed: of the halves and of the classifier.
+        num_repeats: other halves each time; the mean is returned.
+
+    Source: Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
+    """
+    generator = np.random.default_rng(seed)
+    accuracies = []
+    for repeat in range(num_repeats):
+        halves: tuple[list, list] = ([], [])
+        for label, (images, owners) in enumerate(((first, first_owners), (second, second_owners))):
+            people = generator.permutation(np.unique(owners))
+            chosen = np.isin(owners, people[: len(people) // 2])
+            for half, rows in zip(halves, (chosen, ~chosen), strict=True):
+                half.append((images[rows], np.full(rows.sum(), label, np.float32)))
+        train, score = (_balanced(half, generator) for half in halves)
+        classifier = _classifier(first.shape[1:], seed + repeat)
+        for images, labels in _batches(*train, generator, num_epochs=15):
+            classifier.train_on_batch(images, labels)
+        images, labels = score
+        accuracies.append(float(((classifier.predict(images, verbose=0)[:, 0] > 0) == labels).mean()))
+    return float(np.mean(accuracies))
+
+
+def _balanced(sets: list, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    count = min(len(images) for images, _ in sets)
+    rows = [generator.permutation(len(images))[:count] for images, _ in sets]
+    return tuple(
+        np.concatenate([part[place][chosen] for part, chosen in zip(sets, rows, strict=True)]) for place in (0, 1)
+    )
+
+
+def _batches(
+    images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, *, num_epochs: int, size: int = 32
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for _ in range(num_epochs):
+        order = generator.permutation(len(images))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            mirrored = generator.random(len(rows)) < 0.5
+            yield np.where(mirrored[:, None, None, None], images[rows, :, ::-1], images[rows]), labels[rows]
+
+
+def _classifier(shape: tuple[int, ...], seed: int) -> keras.Model:
+    """Return an untrained CNN from images to one logit."""
+    seeds = iter(range(10 * seed, 10 * seed + 10))
+
+    def weights() -> keras.initializers.Initializer:
+        return keras.initializers.GlorotUniform(seed=next(seeds))
+
+    layers = [keras.Input(shape)]
+    for channels in (16, 32, 64, 64):
+        layers.append(
+            keras.layers.Conv2D(channels, 3, strides=2, padding="same", activation="relu", kernel_initializer=weights())
+        )
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1, kernel_initializer=weights())]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
+    return model

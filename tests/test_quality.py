@@ -1,0 +1,89 @@
+"""Scores of samples: each measure knows equal from different, and the floor lies below the ceiling."""
+
+import numpy as np
+import pytest
+
+import oasis_vq as ovq
+from oasis_vq import quality
+from oasis_vq.codes import Codes
+
+GENERATOR = np.random.default_rng(0)
+
+
+def test_frechet_distance_of_normal_distributions():
+    features = GENERATOR.normal(size=(5000, 4))
+    assert quality.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert quality.frechet_distance(features, features + np.array([1, 2, 0, 0])) == pytest.approx(5, abs=1e-6)
+    # of normal distributions with standard deviations 1 and 3 in four dimensions: 4 (1 - 3)^2
+    assert quality.frechet_distance(features, 3 * features) == pytest.approx(16, rel=0.05)
+
+
+def test_density_and_coverage_count_neighbourhoods():
+    real = np.array([[0.0], [1.0], [2.0], [10.0]])  # with k = 1 the radii are 1, 1, 1, 8
+    assert quality.density_and_coverage(real, np.array([[0.5]]), k=1) == (2.0, 0.5)
+    assert quality.density_and_coverage(real, np.array([[0.5], [100.0]]), k=1) == (1.0, 0.5)
+    many = GENERATOR.normal(size=(500, 8))
+    density, coverage = quality.density_and_coverage(many, GENERATOR.normal(size=(500, 8)))
+    assert density == pytest.approx(1, abs=0.15) and coverage > 0.9
+    assert quality.density_and_coverage(many, np.zeros((500, 8)))[1] < 0.5  # one mode, many times
+    assert quality.density_and_coverage(many, many + 50) == (0.0, 0.0)
+
+
+def test_distance_to_the_most_similar_training_image():
+    train = GENERATOR.random((20, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(quality.nearest_distances(train[3:5], train), 0, atol=1e-3)
+    np.testing.assert_allclose(quality.nearest_distances(train[3:5] + 0.05, train), 0.05, atol=1e-3)
+
+
+def test_histogram_samples_have_the_codes_of_their_position():
+    train = GENERATOR.integers(0, 3, (4000, 2, 3)) + 10 * np.arange(6).reshape(2, 3)
+    drawn = quality.histogram_samples(train, 4000, np.random.default_rng(1))
+    np.testing.assert_array_equal(drawn // 10, np.broadcast_to(np.arange(6).reshape(2, 3), drawn.shape))
+    assert np.abs(np.bincount(drawn[:, 1, 1] - 40) / 4000 - 1 / 3).max() < 0.04
+    assert abs(np.corrcoef(drawn[:, 0, 0], drawn[:, 0, 1])[0, 1]) < 0.06  # each position for itself
+
+
+def test_two_sample_accuracy_knows_equal_from_different():
+    owners = np.repeat([f"person {number}" for number in range(16)], 16)
+    images = GENERATOR.random((2, 256, 32, 32, 1)).astype(np.float32)
+    equal = quality.two_sample_accuracy(*images, owners, owners, num_repeats=2)
+    assert 0.4 < equal < 0.6
+    spoiled = images[1].copy()
+    spoiled[:, 8:16, 8:16] *= 0.3
+    different = quality.two_sample_accuracy(images[0], spoiled, owners, owners, num_repeats=1)
+    assert different > 0.95
+
+
+def test_images_of_one_person_are_not_learned_by_heart():
+    """Every person has one image, many times: who they are must not help."""
+    images = GENERATOR.random((32, 32, 32, 1)).astype(np.float32).repeat(16, axis=0)
+    owners = np.repeat([f"person {number}" for number in range(32)], 16)
+    accuracy = quality.two_sample_accuracy(images[:256], images[256:], owners[:256], owners[256:], num_repeats=4)
+    assert 0.3 < accuracy < 0.7
+
+
+def test_diversity_is_that_of_the_images():
+    of = Codes(*(np.zeros(0),) * 5)
+    positions, people = np.tile(np.arange(4), 10), np.repeat([f"p{number}" for number in range(10)], 4)
+    of = Codes(np.zeros((40, 1, 1)), positions, positions, people, people)
+    same = np.tile(GENERATOR.random((4, 32, 32, 1)), (10, 1, 1, 1)).astype(np.float32)
+    assert quality.diversity(same, of, np.random.default_rng(0)) == pytest.approx(0, abs=1e-5)
+    mixed = (0.5 * same + 0.5 * GENERATOR.random((40, 32, 32, 1))).astype(np.float32)
+    other = GENERATOR.random((40, 32, 32, 1)).astype(np.float32)
+    less, more = (quality.diversity(images, of, np.random.default_rng(0)) for images in (mixed, other))
+    assert 0.1 < less < more
+
+
+def test_report_on_samples(vqvae, prior, index):
+    report = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
+    assert set(report) == {"samples", "ceiling", "floor", "distances"}
+    for name in ("samples", "ceiling", "floor"):
+        assert all(isinstance(value, float) and np.isfinite(value) for value in report[name].values())
+    assert report["ceiling"]["frechet_distance"] < report["floor"]["frechet_distance"]
+    assert report["ceiling"]["coverage"] > report["floor"]["coverage"]
+    assert report["ceiling"]["nearest_training_distance"] < report["floor"]["nearest_training_distance"]
+    assert {name: len(values) for name, values in report["distances"].items()} == {
+        "samples": len(index.test), "floor": len(index.test), "ceiling": len(index.validate), "test": len(index.test)
+    }  # fmt: skip
+    again = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
+    assert again == report
