@@ -336,6 +336,8 @@ def evaluate(
 ) -> None:
     """Score a VQ-VAE or a prior on the test split beside its baselines; writes metrics.json in the model folder.
 
+    A prior is scored by the bits a code costs, and by its samples.
+
     Args:
         model: model folder.
         data: folder with the slices.
@@ -343,19 +345,23 @@ def evaluate(
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
     """
     _start()
-    from oasis_vq import evaluation, folders
+    from oasis_vq import evaluation, folders, quality
     from oasis_vq.config import write_json
 
     index = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    samples: dict = {}
     if folders.read_record(model)["model"] == "VQVAE":
         report = evaluation.evaluate_reconstruction(folders.load_vqvae(model), index.test, train=index.train)
     else:
-        prior = folders.load_prior(model)
-        report = evaluation.evaluate_prior(prior, folders.load_vqvae(folders.vqvae_folder(model)), index)
+        prior, vqvae = folders.load_prior(model), folders.load_vqvae(folders.vqvae_folder(model))
+        report = evaluation.evaluate_prior(prior, vqvae, index)
+        samples = quality.evaluate_samples(prior, vqvae, index)
     file = model / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    write_json(file, {**known, **report})
+    write_json(file, {**known, **report, **samples})
     print(evaluation.table(report))
+    if samples:
+        print(f"\n{quality.sample_table(samples)}")
 
 
 def _start(seed: int = 0) -> str:

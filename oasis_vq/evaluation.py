@@ -13,7 +13,7 @@ from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.quantizer import perplexity
 from oasis_vq.slices import SliceIndex, Slices, find_slices
 from oasis_vq.streams import make_dataset
-from oasis_vq.vqvae import VERB_BATCH_SIZE, VQVAE
+from oasis_vq.vqvae import VQVAE
 
 COURSEWORK_SSIM = 0.6
 """The coursework's criterion for the mean SSIM on the test set."""
@@ -150,8 +150,9 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
 def code_scores(prior: PixelCNN, codes: Codes) -> tuple[np.ndarray, np.ndarray]:
     """Return the bits (n, h, w) each code costs under the prior, and whether it was the most likely (n, h, w)."""
     bits, hits = [], []
-    for start in range(0, len(codes), VERB_BATCH_SIZE):  # logits are K times as large as codes: never all at once
-        part = codes[start : start + VERB_BATCH_SIZE]
+    size = prior.verb_batch_size  # logits are K times as large as codes: never all at once
+    for start in range(0, len(codes), size):
+        part = codes[start : start + size]
         logits = prior.logits(part.codes, **{name: getattr(part, name) for name in prior.condition_sizes})
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(part.codes, logits).numpy()
         bits.append(nats / math.log(2))

@@ -12,11 +12,13 @@ import tensorflow as tf
 
 from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualBlock
 from oasis_vq.config import PriorConfig
-from oasis_vq.vqvae import checked_codes, in_batches
+from oasis_vq.vqvae import VERB_BATCH_SIZE, checked_codes, in_batches
 
 CONDITIONS = ("slice_index", "label")
 UNKNOWN = -1
 """Value of a condition that is not known."""
+MOST_LOGITS = 2**25
+"""Logits that are computed at once: 128 MB of them."""
 
 
 @keras.saving.register_keras_serializable("oasis_vq")
@@ -192,6 +194,12 @@ class PixelCNN(keras.Model):
             x = layer(x)
         return self.to_logits(x)
 
+    @property
+    def verb_batch_size(self) -> int:
+        """How many grids the verbs put through the network at once."""
+        each = math.prod(self.config.grid_shape) * self.config.num_embeddings
+        return max(1, min(VERB_BATCH_SIZE, MOST_LOGITS // each))
+
     @tf.function(reduce_retracing=True)
     def _logits(self, codes, slice_index, label) -> tf.Tensor:
         return self({"codes": codes, "slice_index": slice_index, "label": label})
@@ -211,7 +219,7 @@ class PixelCNN(keras.Model):
         """
         codes = checked_codes(codes, self.config.grid_shape, self.config.num_embeddings)
         conditions = self.checked_conditions(len(codes), slice_index=slice_index, label=label)
-        return in_batches(self._logits, codes, conditions["slice_index"], conditions["label"])
+        return self._in_batches(self._logits, codes, conditions)
 
     def log_prob(
         self, codes: np.ndarray, slice_index: np.ndarray | None = None, label: np.ndarray | None = None
@@ -219,12 +227,16 @@ class PixelCNN(keras.Model):
         """Return the log-probability of whole grids, (n,) float32 in nats; arguments as `logits`."""
         codes = checked_codes(codes, self.config.grid_shape, self.config.num_embeddings)
         conditions = self.checked_conditions(len(codes), slice_index=slice_index, label=label)
-        return in_batches(self._log_prob, codes, conditions["slice_index"], conditions["label"])
+        return self._in_batches(self._log_prob, codes, conditions)
 
     @tf.function(reduce_retracing=True)
     def _log_prob(self, codes, slice_index, label) -> tf.Tensor:
         logits = self({"codes": codes, "slice_index": slice_index, "label": label})
         return -tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(codes, logits), axis=(1, 2))
+
+    def _in_batches(self, function: Callable, codes: np.ndarray, conditions: dict[str, np.ndarray]) -> np.ndarray:
+        given = (conditions[name] for name in CONDITIONS)
+        return in_batches(function, codes, *given, batch_size=self.verb_batch_size)
 
     def checked_conditions(self, size: int, **given) -> dict[str, np.ndarray]:
         """Return every condition as (size,) int32, -1 where unknown.

@@ -41,16 +41,16 @@ def evaluate_samples(
         num_repeats: classifiers that are trained for each accuracy.
 
     Returns:
-        Three dictionaries of float, `samples`, `ceiling` (reconstructions of validate) and `floor` (codes from the
-        histogram of each grid position), each with
         classifier_accuracy: of a two-sample test against the reconstructed test slices, 0.5 if they cannot be told
             apart; void unless the ceiling has 0.45 to 0.55 and the floor at least 0.95;
         frechet_distance, density, coverage: from and of the same, in the whitened principal components of
             reconstructed training slices;
-        diversity: 1 - MS-SSIM of pairs at the same slice position, beside `test_diversity`;
+        diversity: 1 - MS-SSIM of pairs at the same slice position;
         nearest_training_distance: median over images of the root mean squared difference from the most similar
-            reconstructed training slice, beside `test_nearest_training_distance`: smaller means copies;
-        and `distances`: the same by image, under `samples`, `ceiling`, `floor` and `test`.
+            reconstructed training slice; smaller than that of test slices means copies;
+        all float. The same of `ceiling` (reconstructions of validate) and `floor` (codes from the histogram of each
+        grid position); diversity and nearest_training_distance of `test`; `distances`: nearest_training_distance of
+        each image, under `samples`, `ceiling`, `floor` and `test`.
     """
     check_readable(*index.splits().values())
     codes = {split: encode_slices(vqvae, part) for split, part in index.splits().items()}
@@ -69,27 +69,44 @@ def evaluate_samples(
     components.fit(_flat(train))
     real = components.transform(_flat(images["test"]))
     distances = {name: nearest_distances(part, train) for name, part in images.items()}
-    test_scores = {
-        "test_diversity": diversity(images["test"], test, generator),
-        "test_nearest_training_distance": float(np.median(distances["test"])),
-    }
-    report: dict = {"distances": {name: values.tolist() for name, values in distances.items()}}
+    scores = {}
     for name, owner in tqdm(owners.items(), "scoring samples", unit="set", leave=False):
-        accuracy = two_sample_accuracy(
-            images["test"], images[name], test.subject, owner.subject, seed=seed, num_repeats=num_repeats
-        )
+        people = (test.subject, owner.subject)
         features = components.transform(_flat(images[name]))
         density, coverage = density_and_coverage(real, features)
-        report[name] = {
-            "classifier_accuracy": accuracy,
+        scores[name] = {
+            "classifier_accuracy": two_sample_accuracy(
+                images["test"], images[name], *people, seed=seed, num_repeats=num_repeats
+            ),
             "frechet_distance": frechet_distance(real, features),
             "density": density,
             "coverage": coverage,
+        }
+    for name, owner in (*owners.items(), ("test", test)):
+        of_images = {
             "diversity": diversity(images[name], owner, generator),
             "nearest_training_distance": float(np.median(distances[name])),
-            **test_scores,
         }
-    return report
+        scores[name] = scores.get(name, {}) | of_images
+    return {
+        **scores.pop("samples"),
+        **scores,
+        "distances": {name: values.tolist() for name, values in distances.items()},
+    }
+
+
+def sample_table(report: dict) -> str:
+    """Return a report of `evaluate_samples` as a text table."""
+    others = ("ceiling", "floor", "test")
+    lines = [f"{'':<28}{'samples':>10}" + "".join(f"{name:>10}" for name in others)]
+    for name in report["ceiling"]:
+        cells = (report[other].get(name) for other in others)
+        own = f"{name:<28}{report[name]:>10.3f}"
+        lines.append(own + "".join(f"{'' if cell is None else format(cell, '.3f'):>10}" for cell in cells).rstrip())
+    ceiling, floor = (report[name]["classifier_accuracy"] for name in ("ceiling", "floor"))
+    if not (0.45 <= ceiling <= 0.55 and floor >= 0.95):
+        lines.append("The classifier's accuracy is void: the ceiling must have 0.45 to 0.55, the floor at least 0.95.")
+    return "\n".join(lines)
 
 
 def histogram_samples(train: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:

@@ -70,11 +70,11 @@ _RECIPES = {
         _recipe("default128", "our choice for 128x128 slices", _OURS, PriorConfig()),
         _recipe(
             "default256", "our choice for 256x256 slices",
-            dataclasses.replace(_OURS, image_size=256), PriorConfig(batch_size=16),
+            dataclasses.replace(_OURS, image_size=256, epochs=20), PriorConfig(batch_size=16),
         ),
         _recipe(
             "fine128", "four times the codes of default128: the best reconstructions, a longer code for the prior",
-            dataclasses.replace(_OURS, downsampling=4, width=64, epochs=40), PriorConfig(batch_size=16),
+            dataclasses.replace(_OURS, downsampling=4, width=64, epochs=29), PriorConfig(batch_size=16),
         ),
     )
 }  # fmt: skip

@@ -17,15 +17,15 @@ VERB_BATCH_SIZE = 64
 """Arrays given to encode, decode and the like pass through the network in batches of this many."""
 
 
-def in_batches(function: Callable, *arrays: np.ndarray | None) -> np.ndarray:
+def in_batches(function: Callable, *arrays: np.ndarray | None, batch_size: int = VERB_BATCH_SIZE) -> np.ndarray:
     """Apply a function to arrays in batches along their first axis; an array that is None is passed on as None."""
     size = next(len(array) for array in arrays if array is not None)
     if size == 0:  # what one array of zeros would give, without it
         ones = (None if array is None else np.zeros((1, *array.shape[1:]), array.dtype) for array in arrays)
         return in_batches(function, *ones)[:0]
     parts = []
-    for start in range(0, size, VERB_BATCH_SIZE):
-        rows = slice(start, start + VERB_BATCH_SIZE)
+    for start in range(0, size, batch_size):
+        rows = slice(start, start + batch_size)
         parts.append(function(*(None if array is None else tf.constant(array[rows]) for array in arrays)).numpy())
     return np.concatenate(parts)
 

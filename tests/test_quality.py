@@ -76,9 +76,12 @@ def test_diversity_is_that_of_the_images():
 
 def test_report_on_samples(vqvae, prior, index):
     report = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
-    assert set(report) == {"samples", "ceiling", "floor", "distances"}
-    for name in ("samples", "ceiling", "floor"):
-        assert all(isinstance(value, float) and np.isfinite(value) for value in report[name].values())
+    measures = {"classifier_accuracy", "frechet_distance", "density", "coverage"}
+    measures |= {"diversity", "nearest_training_distance"}
+    assert set(report) == measures | {"ceiling", "floor", "test", "distances"}
+    for scores in ({name: report[name] for name in measures}, report["ceiling"], report["floor"]):
+        assert set(scores) == measures
+        assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
     assert report["ceiling"]["frechet_distance"] < report["floor"]["frechet_distance"]
     assert report["ceiling"]["coverage"] > report["floor"]["coverage"]
     assert report["ceiling"]["nearest_training_distance"] < report["floor"]["nearest_training_distance"]
@@ -87,3 +90,5 @@ def test_report_on_samples(vqvae, prior, index):
     }  # fmt: skip
     again = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
     assert again == report
+    text = quality.sample_table(report)
+    assert f"{report['coverage']:.3f}" in text and "void" in text  # 16 images train no classifier
