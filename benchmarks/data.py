@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from turns import in_turns
+from turns import Result, in_turns
 
 import oasis_vq as ovq
 from oasis_vq.config import ROOT
@@ -20,7 +20,7 @@ def rate(dataset: Iterable, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def data(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
+def data(scratch: Path) -> Result:
     """Read a cohort at 256x256: slices a second of each way, and how many times the rate of a training that is."""
     from oasis_vq.training import _train_vqvae
 
@@ -42,7 +42,7 @@ def data(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
         rate(stored, count)
         return lambda: rate(stored, count)
 
-    training = _train_vqvae(config, index, cache=False)
+    training = _train_vqvae(config, index, scratch, cache=False)
     training.model.fit(training.stream(0).take(3), verbose=0)  # traces the step
     steps = 12
 
@@ -64,4 +64,4 @@ def data(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
     rates = in_turns(measures)
     consumed = rates["VQ-VAE training (default256), from PNG files"]
     rows = [[name, f"{value:,.0f}", f"{value / consumed:,.1f}"] for name, value in rates.items()]
-    return ["way", "slices/s at 256x256", "times what training takes"], rows, rates
+    return [(["way", "slices/s at 256x256", "times what training takes"], rows)], rates

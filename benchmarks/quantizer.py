@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from turns import in_turns, judged
+from turns import Result, in_turns, judged
 
 import oasis_vq as ovq
 
@@ -123,7 +123,7 @@ def peak_memory(name: str) -> float | None:
     return (resident("VmHWM:") - before) / 1e6
 
 
-def quantizer(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
+def quantizer(scratch: Path) -> Result:
     """Quantizer alone, forward and backward: 65,536 latents × 64, 512 codes."""
     latents, upstream, codebook = make_inputs(SHAPE, NUM_EMBEDDINGS)
     steps = {name: make_step(name, codebook) for name in QUANTIZERS}
@@ -154,7 +154,7 @@ def quantizer(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
         "quantizer", "ms a step", f"times faster (must be at least {LEAST_SPEEDUP:g})",
         "peak memory, MB", f"share of it (must be at most {MOST_MEMORY:g})",
     ]  # fmt: skip
-    return header, rows, values
+    return [(header, rows)], values
 
 
 def _memory_in_its_own_process(name: str) -> float | None:

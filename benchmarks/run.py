@@ -2,7 +2,8 @@
 
     python benchmarks/run.py data        reading slices: PNG files, the cache, and what training takes of them
     python benchmarks/run.py quantizer   the quantizers alone against the one-hot formulation: time and peak memory
-    python benchmarks/run.py training    training steps of a VQ-VAE: ours, the same without a quantizer, and in PyTorch
+    python benchmarks/run.py training    training steps: a VQ-VAE, without its quantizer, in PyTorch; a prior
+    python benchmarks/run.py sampling    drawing code grids: ours, and model.predict at every position
 
 Each benchmark also writes benchmarks/results/<name>.json, with the machine it ran on. Timings are noisy: what is
 compared is measured in turns, and the median of the turns is given. A number that must hold and does not says so.
@@ -19,8 +20,8 @@ from pathlib import Path
 from oasis_vq.config import ROOT, start_tensorflow, write_json
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("data", "quantizer", "training")
-"""Modules of this folder, each with a function of its name from a scratch folder to header, rows and values."""
+BENCHMARKS = ("data", "quantizer", "training", "sampling")
+"""Modules of this folder, each with a function of its name from a scratch folder to a `turns.Result`."""
 
 
 def machine() -> dict:
@@ -48,11 +49,13 @@ def main() -> int:
     for name in names:
         benchmark = getattr(importlib.import_module(name), name)
         with tempfile.TemporaryDirectory() as scratch:
-            header, rows, values = benchmark(Path(scratch))
+            tables, values = benchmark(Path(scratch))
         write_json(RESULTS / f"{name}.json", {**about, **values})
         print(f"\n### {name}: {about['devices']}\n\n{benchmark.__doc__}\n")
-        for cells in (header, ["---"] * len(header), *rows):
-            print(f"| {' | '.join(cells)} |")
+        for header, rows in tables:
+            for cells in (header, ["---"] * len(header), *rows):
+                print(f"| {' | '.join(cells)} |")
+            print()
     return 0
 
 

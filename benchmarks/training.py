@@ -1,4 +1,4 @@
-"""Training steps of a VQ-VAE: ours, ours without its quantizer, and the same network in PyTorch.
+"""Training steps of a VQ-VAE: ours, ours without its quantizer, and the same network in PyTorch; and of a prior.
 
 python benchmarks/training.py is the process that measures TensorFlow; pytorch.py is the other one. Only one works at a
 time, and each uses all cores: in one process their pools of threads disturb each other.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from turns import in_turns, judged, serve, worker
+from turns import Result, in_turns, judged, serve, worker
 
 import oasis_vq as ovq
 from oasis_vq.config import VQVAEConfig, start_tensorflow
@@ -19,6 +19,9 @@ from oasis_vq.config import VQVAEConfig, start_tensorflow
 STEPS = 4
 LIMIT = "ours without its quantizer (the limit)"
 LEAST_SHARE = 0.85
+PRIOR = "prior of default128"
+ONE_HOT_PRIOR = "the same with one-hot codes in its first layer"
+LEAST_SPEEDUP = 3.0
 
 
 def make_config() -> VQVAEConfig:
@@ -27,8 +30,8 @@ def make_config() -> VQVAEConfig:
     return dataclasses.replace(ovq.recipe("keras_io").vqvae, **sizes)
 
 
-def training(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
-    """Training step of the keras_io recipe at 256×256: batch 16, 4× downsampling, 512 codes × 64, float32, Adam."""
+def training(scratch: Path) -> Result:
+    """VQ-VAE: keras_io at 256×256, batch 16, 4× downsampling, 512 codes × 64. Prior: default128's, 16×16 codes."""
     with contextlib.ExitStack() as stack:
         measures = stack.enter_context(worker("training.py"))
         has_torch = importlib.util.find_spec("torch") and importlib.util.find_spec("vector_quantize_pytorch")
@@ -39,11 +42,20 @@ def training(scratch: Path) -> tuple[list[str], list[list[str]], dict]:
     for name, value in rates.items():
         share = value / rates[LIMIT]
         ours = name.startswith("VQVAE")
-        rows.append([name, f"{value:,.1f}", judged(share, LEAST_SHARE) if ours else f"{share:.2f}"])
+        if name not in (PRIOR, ONE_HOT_PRIOR):
+            rows.append([name, f"{value:,.1f}", judged(share, LEAST_SHARE) if ours else f"{share:.2f}"])
     if not has_torch:
         rows.append(["PyTorch: not installed (benchmarks/requirements.txt)", "", ""])
-    header = ["network", "images/s", f"share of the limit (ours must be at least {LEAST_SHARE})"]
-    return header, rows, {"images_per_second": rates}
+    faster = rates[PRIOR] / rates[ONE_HOT_PRIOR]
+    prior_rows = [
+        [PRIOR, f"{rates[PRIOR]:,.1f}", judged(faster, LEAST_SPEEDUP)],
+        [ONE_HOT_PRIOR, f"{rates[ONE_HOT_PRIOR]:,.1f}", "1"],
+    ]
+    tables = [
+        (["network", "images/s", f"share of the limit (ours must be at least {LEAST_SHARE})"], rows),
+        (["network", "grids/s", f"times faster (must be at least {LEAST_SPEEDUP:g})"], prior_rows),
+    ]
+    return tables, {"items_per_second": rates}
 
 
 def tensorflow_measures() -> dict[str, Callable[[], float]]:
@@ -51,6 +63,7 @@ def tensorflow_measures() -> dict[str, Callable[[], float]]:
     import keras
     import tensorflow as tf
 
+    from oasis_vq.training import build_optimizer
     from oasis_vq.vqvae import build_decoder, build_encoder, pixel_loss
 
     class WithoutQuantizer(keras.Model):
@@ -97,7 +110,46 @@ def tensorflow_measures() -> dict[str, Callable[[], float]]:
         measure(2)
         return measure
 
-    return {name: measured(model) for name, model in models.items()}
+    def measured_prior(model: keras.Model) -> Callable[[], float]:
+        size = model.config.batch_size
+        codes = tf.random.stateless_uniform(
+            (size, *model.config.grid_shape), (0, 0), 0, model.config.num_embeddings, tf.int32
+        )
+        inputs = {"codes": codes, "slice_index": tf.zeros(size, tf.int32)}
+        model.compile(
+            build_optimizer(model.config, size * STEPS), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
+        batches = iter(tf.data.Dataset.from_tensors((inputs, codes)).repeat())
+        model.make_train_function()
+
+        def measure(steps: int = STEPS) -> float:
+            start = time.perf_counter()
+            for _ in range(steps):
+                logs = model.train_function(batches)
+            logs["loss"].numpy()
+            return steps * size / (time.perf_counter() - start)
+
+        measure(2)
+        return measure
+
+    class OneHot(keras.layers.Layer):
+        """Codes (...) to vectors (..., num_embeddings), in place of an embedding."""
+
+        def call(self, codes):
+            return tf.one_hot(codes, prior_config.num_embeddings)
+
+    class OneHotPixelCNN(ovq.PixelCNN):
+        """A prior whose first layer has a channel for each code."""
+
+        def build_embedding(self):
+            return OneHot()
+
+    prior_config = dataclasses.replace(ovq.recipe("default128").prior, num_slices=32)
+    one_hot_config = dataclasses.replace(prior_config, embedding_dim=prior_config.num_embeddings)
+    priors = {PRIOR: ovq.PixelCNN(prior_config), ONE_HOT_PRIOR: OneHotPixelCNN(one_hot_config)}
+    return {name: measured(model) for name, model in models.items()} | {
+        name: measured_prior(model) for name, model in priors.items()
+    }
 
 
 if __name__ == "__main__":

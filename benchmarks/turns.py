@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TURNS = 5
+Result = tuple[list[tuple[list[str], list[list[str]]]], dict]
+"""Of a benchmark: tables, each a header and rows of cells, and the values for the JSON file."""
 
 
 def in_turns(measures: dict[str, Callable[[], float]]) -> dict[str, float]:

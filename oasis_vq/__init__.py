@@ -29,7 +29,7 @@ _EXPORTS = {
     "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
     "evaluation": ["evaluate_prior", "evaluate_reconstruction"],
     "quality": ["evaluate_samples", "histogram_samples", "two_sample_accuracy"],
-    "anomaly": ["Surprise", "plant_lesions"],
+    "anomaly": ["Surprise", "find_lesions", "plant_lesions"],
     "inspection": ["code_patches", "code_positions", "codebook_map", "neighbour_codes", "swap_codes"],
     "plots": [
         "plot_changes",

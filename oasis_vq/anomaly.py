@@ -1,16 +1,21 @@
 """What a prior finds unusual: where in a slice, and which slices.
 
-Source: Marimont and Tarroni 2021, Anomaly detection through latent space restoration using vector quantized
-variational autoencoders, arXiv:2012.06765.
+That unlikely codes betray what is not healthy is of Marimont and Tarroni 2021, Anomaly detection through latent space
+restoration using vector quantized variational autoencoders, arXiv:2012.06765. They count codes above a threshold; here
+codes are compared with what is usual at their place, and a slice is as unusual as its most unusual place.
 """
 
 import numpy as np
 from scipy.ndimage import uniform_filter
+from sklearn.metrics import roc_auc_score
 
-from oasis_vq.codes import Codes
+from oasis_vq.codes import Codes, encode_slices
 from oasis_vq.evaluation import code_scores
 from oasis_vq.metrics import BRAIN_THRESHOLD
 from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.slices import SliceIndex
+from oasis_vq.streams import load_images
+from oasis_vq.vqvae import VQVAE
 
 NUM_SLICES_AROUND = 2
 """Slice positions below and above that count as like a slice."""
@@ -21,9 +26,8 @@ class Surprise:
 
     Args:
         prior: gives the bits.
-        usual: codes of healthy slices that the prior was not trained on, of several people.
-
-    Source: as the module; what is usual is taken at each grid position from slices at nearly the same slice position.
+        usual: codes of healthy slices that the prior was not trained on, of several people. What is usual is taken at
+            each grid position from slices at nearly the same slice position.
     """
 
     def __init__(self, prior: PixelCNN, usual: Codes):
@@ -32,14 +36,14 @@ class Surprise:
         self.positions = usual.slice_index
 
     def maps(self, codes: Codes) -> np.ndarray:
-        """Return (n, h, w): bits above the usual mean, in usual standard deviations, over 3x3 neighbours."""
+        """Return (n, h, w): bits above the usual mean, over the usual deviation plus 1 bit, averaged over 3x3 codes."""
         bits, _ = code_scores(self.prior, codes)
         maps = np.empty_like(bits)
         for position in np.unique(codes.slice_index):
             near = np.abs(self.positions - position) <= NUM_SLICES_AROUND
             usual = self.bits[near] if near.any() else self.bits
             rows = codes.slice_index == position
-            # One bit more than the deviation: the background never varies.
+            # Plus one: the background never varies.
             maps[rows] = (bits[rows] - usual.mean(axis=0)) / (usual.std(axis=0) + 1.0)
         return uniform_filter(maps, size=(1, 3, 3), mode="nearest")
 
@@ -76,3 +80,48 @@ def plant_lesions(images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.
             spots[number, ..., 0] = np.maximum(spots[number, ..., 0], spot)
             changed[number, ..., 0] += spot * ((0.95 if bright else 0.1) - changed[number, ..., 0])
     return changed, spots
+
+
+def find_lesions(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, num: int = 50, seed: int = 0) -> dict:
+    """Plant lesions in some test slices, leave as many others clean, and see whether the prior tells them apart.
+
+    Args:
+        prior: is surprised.
+        vqvae: whose codes it knows.
+        index: test for the slices, validate for what is usual.
+        num: slices of either kind at most; slices that are less than a tenth brain are left out.
+        seed: of the choice and the lesions.
+
+    Returns:
+        `auroc`: probability that a slice with a lesion has the higher score of the two, float; beside it as arrays
+        `scores` (2 num,), `planted` (2 num,) bool, `maps` (2 num, h, w), `images` (2 num, size, size, 1) with the
+        lesions in, `spots` likewise, where they are.
+    """
+    reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
+    order = np.random.default_rng(seed).permutation(len(index.test))
+    rows, images = [], []
+    for row in order:
+        image = load_images(index.test[row : row + 1], **reading)
+        if (image > BRAIN_THRESHOLD).mean() >= 0.1:
+            rows.append(row)
+            images.append(image)
+        if len(rows) == 2 * num:
+            break
+    if len(rows) < 4:
+        raise ValueError(f"Lesions are planted in test slices with brain. Received: {len(rows)} of them.")
+    half = len(rows) // 2
+    rows, images = np.array(rows[: 2 * half]), np.concatenate(images[: 2 * half])
+    images[:half], spots = plant_lesions(images[:half], seed=seed)
+    chosen = index.test[rows]
+    codes = Codes(vqvae.encode(images), chosen.slice, chosen.label, chosen.subject, np.full(len(rows), "test"))
+    surprise = Surprise(prior, encode_slices(vqvae, index.validate))
+    maps = surprise.maps(codes)
+    scores, planted = maps.max(axis=(1, 2)), np.arange(len(rows)) < half
+    return {
+        "auroc": float(roc_auc_score(planted, scores)),
+        "scores": scores,
+        "planted": planted,
+        "maps": maps,
+        "images": images,
+        "spots": np.concatenate([spots, np.zeros_like(spots)]),
+    }

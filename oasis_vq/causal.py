@@ -201,7 +201,9 @@ class CausalConv2D(keras.layers.Layer):
         return self._over(padded[:, :, :-1] if self.first else padded)
 
     def _over(self, windows: tf.Tensor) -> tf.Tensor:
-        return tf.nn.conv2d(windows, self.kernel, strides=1, padding="VALID") + self.bias
+        # Cast: in a step there is no layer call around it that would.
+        kernel, bias = (tf.cast(weight, windows.dtype) for weight in (self.kernel, self.bias))
+        return tf.nn.conv2d(windows, kernel, strides=1, padding="VALID") + bias
 
     def empty_cache(self, batch_size: int, grid_shape: tuple[int, int]) -> tf.Tensor:
         """Return zeros (batch, rows, columns, channels) for what a window, or a row of them, covers."""
@@ -350,8 +352,8 @@ class CausalAttention(keras.layers.Layer):
         return tf.reshape(self._attend(*self._heads(x), places <= places[:, None]), tf.shape(x))
 
     def empty_cache(self, batch_size: int, grid_shape: tuple[int, int]) -> tf.Tensor:
-        """Return zeros (2, batch, heads, h * w, channels of a head) for keys and values."""
-        shape = (2, batch_size, self.num_heads, math.prod(grid_shape), self.num_channels // self.num_heads)
+        """Return zeros (h * w, 2, batch, heads, channels of a head) for keys and values."""
+        shape = (math.prod(grid_shape), 2, batch_size, self.num_heads, self.num_channels // self.num_heads)
         return tf.zeros(shape, self.compute_dtype)
 
     def next_row(self, cache: tf.Tensor) -> tf.Tensor:
@@ -367,7 +369,7 @@ class CausalAttention(keras.layers.Layer):
             index, column: as in `MaskedConv2D.step`.
         """
         queries, keys, values = self._heads(x)
-        here = tf.range(cache.shape[3]) == index
-        cache = tf.where(here[:, None], tf.stack([keys, values]), cache)
-        allowed = tf.range(cache.shape[3]) <= index
-        return self._attend(queries, cache[0], cache[1], allowed)[:, None], cache
+        cache = tf.tensor_scatter_nd_update(cache, [[index]], tf.stack([keys, values])[None, :, :, :, 0])
+        allowed = tf.range(cache.shape[0]) <= index
+        known = tf.transpose(cache, (1, 2, 3, 0, 4))  # (2, b, heads, h * w, channels of a head)
+        return self._attend(queries, known[0], known[1], allowed)[:, None], cache

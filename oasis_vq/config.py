@@ -220,7 +220,8 @@ class PriorConfig(Config):
     num_labels: int = 0
     """Class labels; taken from the data, 0 if there are none or they are not conditioned on."""
     condition_dropout: float = 0.1
-    """Share of the training grids whose condition is hidden, so that the prior also works without one."""
+    """Share of the training grids whose condition is hidden, so that the prior also works without one; where there are
+    several, for half of that share all of them, else one."""
     architecture: Literal["residual", "gated"] = "residual"
     """One stack of masked convolutions (van den Oord et al. 2016a), or gated vertical and horizontal ones, without the
     other's blind spot (van den Oord et al. 2016b)."""
@@ -251,10 +252,10 @@ class PriorConfig(Config):
     cosine_decay: bool = True
     """Whether the learning rate falls to zero along a half cosine."""
     weight_average: float = 0.0
-    """Momentum of the moving average of the weights, which is what is validated and saved; 0 for none (Polyak and
-    Juditsky 1992)."""
+    """Momentum of the moving average of the weights, which is what is validated and saved, lower in a short training;
+    0 for none (Polyak and Juditsky 1992)."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient of all weights together; 0 for no limit (Pascanu et al. 2013)."""
+    """Largest norm of the gradient of all weights together, on each device; 0 for no limit (Pascanu et al. 2013)."""
     batch_size: int = 32
     """Code grids per step."""
     epochs: int = 25
@@ -267,18 +268,26 @@ class PriorConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
-        for name in ("warmup_steps", "clip_norm", "patience"):
+        for name in (
+            "warmup_steps", "clip_norm", "patience", "learning_rate", "num_residual_blocks", "num_head_layers",
+        ):  # fmt: skip
             self._require(getattr(self, name) >= 0, f"{name} is at least 0", getattr(self, name))
-        self._require(0 <= self.weight_average < 1, "weight_average is from 0 to below 1", self.weight_average)
+        for name in ("weight_average", "dropout", "condition_dropout"):
+            self._require(0 <= getattr(self, name) < 1, f"{name} is from 0 to below 1", getattr(self, name))
         names = ("slice_index", "label")
         self._require(set(self.condition_on) <= set(names), f"condition_on is among {names}", self.condition_on)
         for name in ("first_kernel_size", "kernel_size"):
-            self._require(getattr(self, name) % 2 == 1, f"{name} is odd", getattr(self, name))
+            least = 3 if name == "first_kernel_size" else 1
+            rule = f"{name} is odd, and at least {least}"
+            self._require(getattr(self, name) % 2 == 1 and getattr(self, name) >= least, rule, getattr(self, name))
         layers, heads = self.num_attention_layers, self.num_attention_heads
         self._require(
             0 <= layers < max(1, self.num_residual_blocks),
             "num_attention_layers is at least 0, and below num_residual_blocks",
             layers,
+        )
+        self._require(
+            not layers or math.prod(self.grid_shape) <= 64**2, "attention is for grids to 64x64", self.grid_shape
         )
         self._require(
             not layers or (heads >= 1 and self.num_channels % heads == 0),

@@ -38,7 +38,7 @@ class PixelCNN(keras.Model):
     def __init__(self, config: PriorConfig | dict, **kwargs):
         super().__init__(**kwargs)
         self.config = config = config if isinstance(config, PriorConfig) else PriorConfig.from_dict(config)
-        self.code_embedding = keras.layers.Embedding(config.num_embeddings, config.embedding_dim)
+        self.code_embedding = self.build_embedding()
         channels, dropout = config.num_channels, {"dropout": config.dropout}
         if config.architecture == "gated":
             self.blocks = [GatedBlock(channels, config.first_kernel_size, first=True, **dropout)]
@@ -70,6 +70,10 @@ class PixelCNN(keras.Model):
         )
         self.hiding = keras.random.SeedGenerator(config.seed)
         self({"codes": tf.zeros((1, *config.grid_shape), tf.int32)})  # builds every weight
+
+    def build_embedding(self) -> keras.layers.Layer:
+        """Return the layer from codes (...) to vectors (..., embedding_dim); the place for an experiment."""
+        return keras.layers.Embedding(self.config.num_embeddings, self.config.embedding_dim)
 
     @property
     def condition_sizes(self) -> dict[str, int]:
@@ -121,12 +125,15 @@ class PixelCNN(keras.Model):
             training: whether a share `condition_dropout` of the rows is hidden.
         """
         total = tf.zeros((batch_size, self.config.num_channels), self.compute_dtype)
-        for name, size in self.condition_sizes.items():
+        share, count = self.config.condition_dropout, len(self.condition_sizes)
+        hides = training and share and count
+        draw = keras.random.uniform((batch_size,), seed=self.hiding) / share if hides else None  # hidden where below 1
+        for number, (name, size) in enumerate(self.condition_sizes.items()):
             values = given.get(name)
             values = tf.fill([batch_size], UNKNOWN) if values is None else tf.cast(values, tf.int32)
-            if training and self.config.condition_dropout:
-                hidden = keras.random.uniform((batch_size,), seed=self.hiding) < self.config.condition_dropout
-                values = tf.where(hidden, UNKNOWN, values)
+            if hides:
+                own = (draw >= 0.5 + number / count / 2) & (draw < 0.5 + (number + 1) / count / 2)
+                values = tf.where((draw < 0.5) | own, UNKNOWN, values)
             places = values - self.first_values[name]
             total += self.condition_embeddings[name](tf.where(values == UNKNOWN, size, places))
         return total[:, None, None, :]
@@ -197,7 +204,8 @@ class PixelCNN(keras.Model):
     @property
     def verb_batch_size(self) -> int:
         """How many grids the verbs put through the network at once."""
-        each = math.prod(self.config.grid_shape) * self.config.num_embeddings
+        positions = math.prod(self.config.grid_shape)
+        each = positions * max(self.config.num_embeddings, len(self.attention) and positions)
         return max(1, min(VERB_BATCH_SIZE, MOST_LOGITS // each))
 
     @tf.function(reduce_retracing=True)

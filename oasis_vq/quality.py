@@ -18,81 +18,110 @@ from oasis_vq.codes import Codes, encode_slices
 from oasis_vq.guard import check_readable
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.sampling import sample_codes
-from oasis_vq.slices import SliceIndex
+from oasis_vq.slices import SliceIndex, Slices
+from oasis_vq.streams import load_images, make_dataset
 from oasis_vq.vqvae import VQVAE
 
 NUM_FEATURES = 64
 """Principal components of training slices in which distances are taken."""
 NUM_NEIGHBOURS = 5
 """k of density and coverage."""
+FEATURE_SIZE = 64
+"""Side to which images are averaged down, if they are larger, where the training set is in memory."""
 
 
 def evaluate_samples(
-    prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, seed: int = 0, temperature: float = 1.0, num_repeats: int = 4
+    prior: PixelCNN,
+    vqvae: VQVAE,
+    index: SliceIndex,
+    *,
+    num: int = 512,
+    seed: int = 0,
+    temperature: float = 1.0,
+    num_repeats: int = 4,
 ) -> dict:
-    """Score samples of a prior: as many as there are test slices, at their slice positions and of their classes.
+    """Score samples of a prior beside test slices, at their slice positions and of their classes.
 
     Args:
         prior: draws the codes.
         vqvae: decodes them.
         index: train for the features, the histogram and the copies; validate for the ceiling; test to compare with.
-        seed: of the samples, the classifier and the halves of the people.
+        num: samples, and as many test and validation slices, of whole people; fewer if there are fewer.
+        seed: of the samples, the people and the classifier.
         temperature: of the samples.
         num_repeats: classifiers that are trained for each accuracy.
 
     Returns:
         classifier_accuracy: of a two-sample test against the reconstructed test slices, 0.5 if they cannot be told
             apart; void unless the ceiling has 0.45 to 0.55 and the floor at least 0.95;
-        frechet_distance, density, coverage: from and of the same, in the whitened principal components of
-            reconstructed training slices;
+        classifier_accuracy_whole: the same against the test slices themselves: also the decoder's blur tells;
+        frechet_distance, density, coverage: from and of the reconstructed test slices, in the whitened principal
+            components of training slices;
         diversity: 1 - MS-SSIM of pairs at the same slice position;
         nearest_training_distance: median over images of the root mean squared difference from the most similar
-            reconstructed training slice; smaller than that of test slices means copies;
+            training slice. Not smaller than that of the test slices: no copies. Smaller: copies, or only smoother;
         all float. The same of `ceiling` (reconstructions of validate) and `floor` (codes from the histogram of each
-        grid position); diversity and nearest_training_distance of `test`; `distances`: nearest_training_distance of
-        each image, under `samples`, `ceiling`, `floor` and `test`.
+        grid position); diversity and nearest_training_distance of `test`, its reconstructions; `distances`:
+        nearest_training_distance of each image, under `samples`, `ceiling`, `floor` and `test`.
     """
     check_readable(*index.splits().values())
-    codes = {split: encode_slices(vqvae, part) for split, part in index.splits().items()}
+    generator = np.random.default_rng(seed)
+    most = min(num, len(index.test), len(index.validate))
+    chosen = {name: index.splits()[name][_whole_people(index.splits()[name], most, generator)]
+              for name in ("test", "validate")}  # fmt: skip
+    codes = {split: encode_slices(vqvae, part) for split, part in chosen.items()}
     test = codes["test"]
     conditions = {name: getattr(test, name) for name in prior.condition_sizes}
-    drawn = sample_codes(prior, len(test), seed=seed, temperature=temperature, **conditions)
-    generator = np.random.default_rng(seed)
-    noise = histogram_samples(codes["train"].codes, len(test), generator)
-    images = {name: vqvae.decode(grids) for name, grids in (("samples", drawn), ("floor", noise))}
-    images |= {name: vqvae.decode(codes[split].codes) for name, split in (("ceiling", "validate"), ("test", "test"))}
-    train = vqvae.decode(codes["train"].codes)
+    grids = {
+        "samples": sample_codes(prior, len(test), seed=seed, temperature=temperature, **conditions),
+        "floor": histogram_samples(encode_slices(vqvae, index.train).codes, len(test), generator),
+        "ceiling": codes["validate"].codes,
+        "test": test.codes,
+    }
+    images = {name: vqvae.decode(part) for name, part in grids.items()}
     # Whose an image is: people are never in both halves. A sample goes with the slice whose position it has.
-    owners = {"samples": test, "floor": test, "ceiling": codes["validate"]}
+    owners = {"samples": test, "floor": test, "ceiling": codes["validate"], "test": test}
 
+    reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
+    dataset = make_dataset(index.train, **reading, batch_size=64)
+    batches = tqdm(dataset.as_numpy_iterator(), "reading", len(dataset), unit="batch", leave=False)
+    train = np.concatenate([_small(part) for part in batches])
     components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
-    components.fit(_flat(train))
-    real = components.transform(_flat(images["test"]))
-    distances = {name: nearest_distances(part, train) for name, part in images.items()}
-    scores = {}
-    for name, owner in tqdm(owners.items(), "scoring samples", unit="set", leave=False):
-        people = (test.subject, owner.subject)
-        features = components.transform(_flat(images[name]))
-        density, coverage = density_and_coverage(real, features)
+    components.fit(train)
+    features = {name: components.transform(_small(part)) for name, part in images.items()}
+    distances = {name: nearest_distances(_small(part), train) for name, part in images.items()}
+    whole = load_images(chosen["test"], **reading)
+    scores: dict = {"test": {}}
+    for name in tqdm(("samples", "ceiling", "floor"), "scoring samples", unit="set", leave=False):
+        people, options = (test.subject, owners[name].subject), {"seed": seed, "num_repeats": num_repeats}
+        density, coverage = density_and_coverage(features["test"], features[name], test.subject)
         scores[name] = {
-            "classifier_accuracy": two_sample_accuracy(
-                images["test"], images[name], *people, seed=seed, num_repeats=num_repeats
-            ),
-            "frechet_distance": frechet_distance(real, features),
+            "classifier_accuracy": two_sample_accuracy(images["test"], images[name], *people, **options),
+            "classifier_accuracy_whole": two_sample_accuracy(whole, images[name], *people, **options),
+            "frechet_distance": frechet_distance(features["test"], features[name]),
             "density": density,
             "coverage": coverage,
         }
-    for name, owner in (*owners.items(), ("test", test)):
-        of_images = {
-            "diversity": diversity(images[name], owner, generator),
-            "nearest_training_distance": float(np.median(distances[name])),
-        }
-        scores[name] = scores.get(name, {}) | of_images
+    for name, owner in owners.items():
+        scores[name]["diversity"] = diversity(images[name], owner, generator)
+        scores[name]["nearest_training_distance"] = float(np.median(distances[name]))
     return {
         **scores.pop("samples"),
         **scores,
         "distances": {name: values.tolist() for name, values in distances.items()},
     }
+
+
+def _whole_people(slices: Slices, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Return rows of at most so many slices, person after person in random order; of the last one not all."""
+    rows = [np.flatnonzero(slices.subject == person) for person in generator.permutation(np.unique(slices.subject))]
+    return np.sort(np.concatenate(rows)[:most])
+
+
+def _small(images: np.ndarray) -> np.ndarray:
+    """Return images (n, size, size, 1) averaged down to at most FEATURE_SIZE, flat (n, pixels)."""
+    factor = max(1, images.shape[1] // FEATURE_SIZE)
+    return tf.nn.avg_pool2d(images, factor, factor, "VALID").numpy().reshape(len(images), -1)
 
 
 def sample_table(report: dict) -> str:
@@ -126,23 +155,32 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
 
 
-def density_and_coverage(real: np.ndarray, features: np.ndarray, k: int = NUM_NEIGHBOURS) -> tuple[float, float]:
+def density_and_coverage(
+    real: np.ndarray, features: np.ndarray, owners: np.ndarray, k: int = NUM_NEIGHBOURS
+) -> tuple[float, float]:
     """Return how densely features (m, d) lie where the real ones (n, d) do, and the share of the real ones near one.
 
-    Source: Naeem et al. 2020, arXiv:2002.09797, equations 3 and 4.
+    The neighbourhood of a real one reaches to the k-th nearest real one of other people: slices of one person are
+    much nearer to each other than people are.
+
+    Args:
+        real: (n, d).
+        features: (m, d).
+        owners: (n,) str, whose the real ones are.
+        k: neighbours.
+
+    Source: Naeem et al. 2020, arXiv:2002.09797, section 3.
     """
-    radius = np.sort(_distances(real, real), axis=1)[:, k]  # the nearest is the point itself
+    among = _distances(real, real)
+    among[owners[:, None] == owners] = np.inf
+    radius = np.sort(among, axis=1)[:, k - 1]
     inside = _distances(real, features) <= radius[:, None]  # (n, m)
     return float(inside.sum() / (k * len(features))), float(inside.any(axis=1).mean())
 
 
 def nearest_distances(images: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Return the root mean squared difference (n,) of each image (n, size, size, 1) from the most similar of train."""
-    return _distances(_flat(images), _flat(train)).min(axis=1) / np.sqrt(images[0].size)
-
-
-def _flat(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1)
+    """Return the root mean squared difference (n,) of each image (n, pixels) from the most similar of train."""
+    return _distances(images, train).min(axis=1) / np.sqrt(images.shape[1])
 
 
 def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -159,7 +159,9 @@ def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.
         rate = keras.optimizers.schedules.CosineDecay(decay_steps=num_steps - warmup, **start)
     if isinstance(config, VQVAEConfig):
         return keras.optimizers.Adam(rate)
-    average = {"use_ema": True, "ema_momentum": config.weight_average} if config.weight_average else {}
+    # An average over at most a tenth of the steps: it begins at the first weights, which must not last.
+    momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
+    average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
     return keras.optimizers.Adam(rate, global_clipnorm=config.clip_norm or None, **average)
 
 
@@ -174,7 +176,12 @@ def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.
     checkpoint = tf.train.Checkpoint(state=state, epoch=epoch, best=best.variables)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=2)
     if manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+        try:
+            checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+        except AssertionError:
+            raise ValueError(
+                f"{folder} was begun by another version, which kept other things: restart=True (--restart) begins anew."
+            ) from None
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
     first_epoch = int(epoch)
     followers = [*callbacks, best, training.picture]

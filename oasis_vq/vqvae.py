@@ -130,8 +130,8 @@ class VQVAE(keras.Model):
     Call: images (batch, size, size, 1) float32 in [0, 1] to their reconstructions, same shape, not clipped.
     """
 
-    score = "total_loss"
-    """What is to fall in validation."""
+    score = "reconstruction_loss"
+    """What is to fall in validation. The total loss can rise while reconstructions get better: latents spread out."""
 
     def __init__(self, config: VQVAEConfig | dict, **kwargs):
         config = config if isinstance(config, VQVAEConfig) else VQVAEConfig.from_dict(config)

@@ -42,8 +42,21 @@ def test_unknown_names_are_told():
     ):
         with pytest.raises(ValueError, match=rf"{field}.* Received: {value}"):
             ovq.VQVAEConfig(**{field: value})
-    with pytest.raises(ValueError, match=r"kernel_size is odd. Received: 4"):
-        ovq.PriorConfig(kernel_size=4)
+    for field, value in (
+        ("kernel_size", 4),
+        ("kernel_size", -1),
+        ("first_kernel_size", 1),
+        ("dropout", 1.5),
+        ("patience", -1),
+        ("num_attention_layers", 8),
+        ("architecture", "plain"),
+    ):
+        with pytest.raises(ValueError, match=rf"{field} is .* Received: {value}"):
+            ovq.PriorConfig(**{field: value})
+    with pytest.raises(ValueError, match=r"num_attention_heads divides num_channels \(128\). Received: 3"):
+        ovq.PriorConfig(num_attention_layers=1, num_attention_heads=3)
+    with pytest.raises(ValueError, match=r"attention is for grids to 64x64"):
+        ovq.PriorConfig(num_attention_layers=1, grid_shape=(128, 128))
 
 
 def test_differences_name_both_values():

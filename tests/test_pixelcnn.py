@@ -164,6 +164,15 @@ def test_conditions_are_hidden_in_training_at_the_rate_asked_for():
     assert share == pytest.approx(0.25, abs=0.03)
 
 
+def test_of_two_conditions_both_are_hidden_for_half_of_the_share():
+    prior = randomised(dataclasses.replace(SMALL, condition_dropout=0.4))
+    ones = tf.ones(4000, tf.int32)
+    vectors = prior.condition_vector(4000, {"slice_index": ones, "label": ones}, training=True)[:, 0, 0].numpy()
+    for given, expected in (({}, 0.2), ({"slice_index": ones[:1]}, 0.1), ({"label": ones[:1]}, 0.1)):
+        seen = prior.condition_vector(1, given)[0, 0, 0].numpy()
+        assert np.all(np.isclose(vectors, seen), axis=1).mean() == pytest.approx(expected, abs=0.025)
+
+
 def test_bad_conditions_and_codes_are_told():
     prior, codes = randomised(SMALL), some_codes(SMALL, 2)
     with pytest.raises(ValueError, match=r"slice_index is in \[0, 3\), or -1 for unknown. Received: \[3\]"):

@@ -19,18 +19,32 @@ def test_frechet_distance_of_normal_distributions():
 
 
 def test_density_and_coverage_count_neighbourhoods():
-    real = np.array([[0.0], [1.0], [2.0], [10.0]])  # with k = 1 the radii are 1, 1, 1, 8
-    assert quality.density_and_coverage(real, np.array([[0.5]]), k=1) == (2.0, 0.5)
-    assert quality.density_and_coverage(real, np.array([[0.5], [100.0]]), k=1) == (1.0, 0.5)
-    many = GENERATOR.normal(size=(500, 8))
-    density, coverage = quality.density_and_coverage(many, GENERATOR.normal(size=(500, 8)))
+    real, alone = np.array([[0.0], [1.0], [2.0], [10.0]]), np.arange(4)  # with k = 1 the radii are 1, 1, 1, 8
+    assert quality.density_and_coverage(real, np.array([[0.5]]), alone, k=1) == (2.0, 0.5)
+    assert quality.density_and_coverage(real, np.array([[0.5], [100.0]]), alone, k=1) == (1.0, 0.5)
+    of_two = np.array([0, 0, 0, 1])  # radii 10, 9, 8, 8
+    assert quality.density_and_coverage(real, np.array([[-1.0]]), of_two, k=1) == (3.0, 0.75)
+    many, others, alone = GENERATOR.normal(size=(500, 8)), GENERATOR.normal(size=(500, 8)), np.arange(500)
+    density, coverage = quality.density_and_coverage(many, others, alone)
     assert density == pytest.approx(1, abs=0.15) and coverage > 0.9
-    assert quality.density_and_coverage(many, np.zeros((500, 8)))[1] < 0.5  # one mode, many times
-    assert quality.density_and_coverage(many, many + 50) == (0.0, 0.0)
+    assert quality.density_and_coverage(many, np.zeros((500, 8)), alone)[1] < 0.5  # one mode, many times
+    assert quality.density_and_coverage(many, many + 50, alone) == (0.0, 0.0)
+
+
+def test_slices_of_one_person_make_no_neighbourhood():
+    """Fifty people with ten slices each that are nearly the same: other people like them must still be found there."""
+
+    def slices():
+        return np.repeat(GENERATOR.normal(size=(50, 3)), 10, axis=0) + 0.01 * GENERATOR.normal(size=(500, 3))
+
+    people = np.repeat(np.arange(50), 10)
+    density, coverage = quality.density_and_coverage(slices(), slices(), people)
+    naive, _ = quality.density_and_coverage(slices(), slices(), np.arange(500))
+    assert coverage > 0.4 and density > 0.7 and naive < 0.1
 
 
 def test_distance_to_the_most_similar_training_image():
-    train = GENERATOR.random((20, 8, 8, 1)).astype(np.float32)
+    train = GENERATOR.random((20, 64)).astype(np.float32)
     np.testing.assert_allclose(quality.nearest_distances(train[3:5], train), 0, atol=1e-3)
     np.testing.assert_allclose(quality.nearest_distances(train[3:5] + 0.05, train), 0.05, atol=1e-3)
 
@@ -77,17 +91,19 @@ def test_diversity_is_that_of_the_images():
 def test_report_on_samples(vqvae, prior, index):
     report = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
     measures = {"classifier_accuracy", "frechet_distance", "density", "coverage"}
-    measures |= {"diversity", "nearest_training_distance"}
+    measures |= {"classifier_accuracy_whole", "diversity", "nearest_training_distance"}
     assert set(report) == measures | {"ceiling", "floor", "test", "distances"}
     for scores in ({name: report[name] for name in measures}, report["ceiling"], report["floor"]):
         assert set(scores) == measures
         assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
     assert report["ceiling"]["frechet_distance"] < report["floor"]["frechet_distance"]
-    assert report["ceiling"]["coverage"] > report["floor"]["coverage"]
+    assert report["ceiling"]["coverage"] >= report["floor"]["coverage"]
     assert report["ceiling"]["nearest_training_distance"] < report["floor"]["nearest_training_distance"]
     assert {name: len(values) for name, values in report["distances"].items()} == {
         "samples": len(index.test), "floor": len(index.test), "ceiling": len(index.validate), "test": len(index.test)
     }  # fmt: skip
+    fewer = ovq.evaluate_samples(prior, vqvae, index, num=8, num_repeats=1)
+    assert {len(values) for values in fewer["distances"].values()} == {8}
     again = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
     assert again == report
     text = quality.sample_table(report)

@@ -43,8 +43,9 @@ def test_cached_logits_equal_the_full_forward(name, conditioned):
     np.testing.assert_allclose(cached_logits(prior, codes, **given), full, atol=1e-4)
 
 
-def test_cached_and_naive_sampling_give_the_same_codes_on_8x8():
-    prior = randomised(dataclasses.replace(SMALL, grid_shape=(8, 8), num_embeddings=32))
+@pytest.mark.parametrize("name", ["default", "gated_attentive"])
+def test_cached_and_naive_sampling_give_the_same_codes_on_8x8(name):
+    prior = randomised(dataclasses.replace(ARCHITECTURES[name], grid_shape=(8, 8), num_embeddings=32))
     options = {"seed": 5, "slice_index": 1}
     cached = ovq.sample_codes(prior, 20, **options)
     np.testing.assert_array_equal(cached, ovq.sample_codes(prior, 20, **options, cached=False))
@@ -96,12 +97,15 @@ def test_prefix_is_kept_and_completed_from_the_same_draws():
     np.testing.assert_array_equal(ovq.sample_codes(prior, 2, prefix=codes[0])[1], codes[0])
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_sampling_under_mixed_precision(policy):
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [("mixed_bfloat16", "default"), ("mixed_float16", "gated"), ("mixed_bfloat16", "gated_attentive")],
+)
+def test_sampling_under_mixed_precision(policy, name):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        prior = randomised(SMALL)
+        prior = randomised(ARCHITECTURES[name])
         codes = ovq.sample_codes(prior, 4, seed=0)
         np.testing.assert_array_equal(codes[:2], ovq.sample_codes(prior, 2, seed=0))
         assert len(np.unique(codes)) > 2 and prior.logits(codes).dtype == np.float32

@@ -32,8 +32,8 @@ ALLOWED = {
     "callbacks": {"config", "pixelcnn", "sampling", "vqvae"},
     "training": {"callbacks", "codes", "config", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
-    "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "vqvae"},
-    "anomaly": {"codes", "evaluation", "metrics", "pixelcnn"},
+    "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "streams", "vqvae"},
+    "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "plots": {"config"},
     "commands": None,  # on top of everything

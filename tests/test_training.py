@@ -13,6 +13,7 @@ import imageio.v3 as iio
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
@@ -56,16 +57,29 @@ def test_pictures_of_a_prior_show_codes_over_samples(models, vqvae, prior):
     assert len(np.unique(grid[:32:4, ::4].reshape(-1, 3), axis=0)) == len(np.unique(cells))
 
 
+class Spoil(keras.callbacks.Callback):
+    """From the third epoch on every weight is changed."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch >= 2:
+            for weight in self.model.trainable_weights:
+                weight.assign(weight + 3)
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends after an epoch as Ctrl-C does."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.after:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("weight_average", [0.0, 0.8])
 def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_average):
-    """From the third epoch on the weights are spoiled."""
-
-    class Spoil(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch >= 2:
-                for weight in self.model.trainable_weights:
-                    weight.assign(weight + 3)
-
     config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=2, weight_average=weight_average, clip_norm=1.0)
     prior = ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil()])
     bits = ovq.read_history(tmp_path / "p")["val_bits_per_code"]
@@ -75,16 +89,27 @@ def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_
     assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
 
 
+def test_best_weights_and_patience_survive_an_interruption(tmp_path, index, vqvae):
+    """The best epoch is the second; the training is interrupted after the fourth, and patience ends with the fifth."""
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=3)
+    with pytest.raises(KeyboardInterrupt):
+        ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil(), Stop(4)])
+    prior = ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil()])
+    bits = ovq.read_history(tmp_path / "p")["val_bits_per_code"]
+    assert len(bits) == 5 and bits.argmin() == 1
+    report = ovq.evaluate_prior(prior, vqvae, index)
+    assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
+
+
 def test_average_of_weights_is_what_is_validated(tmp_path, index, vqvae):
-    """After one epoch with a high momentum the average is still near the first weights, the last weights are not."""
-    config = dataclasses.replace(PRIOR_CONFIG, epochs=1)
-    bits = {}
+    """After the first epoch the average is still near the first weights, the last weights are not."""
+    config, bits = dataclasses.replace(PRIOR_CONFIG, epochs=10), {}
     for average in (0.0, 0.999):
-        ovq.fit_or_load(
-            tmp_path / str(average), dataclasses.replace(config, weight_average=average), index, vqvae=vqvae
-        )
-        bits[average] = ovq.read_history(tmp_path / str(average))["val_bits_per_code"][0]
-    assert bits[0.0] < bits[0.999] - 0.1
+        changed = dataclasses.replace(config, weight_average=average)
+        ovq.fit_or_load(tmp_path / str(average), changed, index, vqvae=vqvae)
+        bits[average] = ovq.read_history(tmp_path / str(average))["val_bits_per_code"]
+    assert bits[0.0][0] < bits[0.999][0] - 0.02
+    assert bits[0.999][-1] < bits[0.999][0] - 1  # over a tenth of a short training, not over a thousand steps
 
 
 def test_tensorboard_logs_are_written_where_it_is_installed(tmp_path, index):
@@ -110,13 +135,8 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_training_of_an_earlier_version_goes_on(tmp_path, index, vqvae, models):
     """Its history has fewer columns, its configuration fewer fields."""
     config = dataclasses.replace(VQVAE_CONFIG, epochs=2)
-
-    def stop(epoch, logs):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        stopping = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch and stop(epoch, logs))
-        ovq.fit_or_load(tmp_path / "old", config, index, callbacks=[stopping])
+        ovq.fit_or_load(tmp_path / "old", config, index, callbacks=[Stop(1)])
     partial = tmp_path / "old.partial"
     record = json.loads((partial / "config.json").read_text())
     del record["config"]["precision"]
@@ -125,9 +145,16 @@ def test_training_of_an_earlier_version_goes_on(tmp_path, index, vqvae, models):
     keep = [number for number, name in enumerate(lines[0].split(",")) if "codebook_usage" not in name]
     lines = [",".join(line.split(",")[number] for number in keep) for line in lines]
     (partial / "history.csv").write_text("\n".join(lines) + "\n")
+    other = shutil.copytree(partial, tmp_path / "other.partial")
     ovq.fit_or_load(tmp_path / "old", config, index)
     usage = ovq.read_history(tmp_path / "old")["val_codebook_usage"]
     assert np.isnan(usage[0]) and 0 < usage[1] <= 1
+    # A checkpoint that holds other things is told.
+    shutil.rmtree(other / "checkpoints")
+    epoch = tf.train.Checkpoint(epoch=tf.Variable(1, dtype=tf.int64))
+    tf.train.CheckpointManager(epoch, str(other / "checkpoints"), max_to_keep=1).save(checkpoint_number=1)
+    with pytest.raises(ValueError, match=r"other\.partial was begun by another version.*--restart"):
+        ovq.fit_or_load(tmp_path / "other", config, index)
 
 
 def test_second_call_loads(models, index, vqvae):
