@@ -118,6 +118,7 @@ OPTIONS: dict[str, tuple[type[ovq.VQVAE], dict]] = {
     "fine128 (EMA, straight through, 32 dimensions)": (ovq.VQVAE, {}),
     "the same, another seed": (ovq.VQVAE, {"seed": 1}),
     "rotation trick": (ema(Rotated), {}),
+    "rotation trick, another seed": (ema(Rotated), {"seed": 1}),
     "projection to 8 dimensions": (ovq.VQVAE, {"embedding_dim": 8}),
     "l2-normalised, 16 dimensions": (ema(Normalised), {"embedding_dim": 16}),
     "finite scalar quantization, 8 x 8 x 8": (vqvae_with(lambda config: FiniteScalarQuantizer()), {"embedding_dim": 3}),

@@ -7,6 +7,8 @@ network can be run at every position instead: same loop, same draws.
 Source: van den Oord et al. 2016a (ancestral sampling); Ramachandran et al. 2017, arXiv:1704.06001 (caching).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -15,7 +17,9 @@ from oasis_vq.pixelcnn import CONDITIONS, PixelCNN
 from oasis_vq.vqvae import checked_codes
 
 CHUNK_SIZE = 16
-"""Samples drawn together. Fixed, so that sample i does not depend on how many are asked for."""
+"""Samples drawn together, a quarter of them above 64x64 codes. Fixed, so that sample i is the same for any n."""
+BAND_SIZE = 64**2
+"""Codes of a grid that are drawn in one call of the compiled loop: whole rows, up to about so many."""
 CONDITION_STREAM = 2**31 - 1
 """Chunk number that no chunk reaches: the seed of the conditions that are not given."""
 
@@ -66,21 +70,33 @@ def sample_codes(
     conditions = sample_conditions(prior, n, seed=seed, slice_index=slice_index, label=label)
     filters = {"top_k": config.num_embeddings if top_k is None else top_k, "top_p": 1.0 if top_p is None else top_p}
 
-    chunks = []
-    starts = range(0, n, CHUNK_SIZE)
-    for start in tqdm(starts, desc="sampling", unit="chunk", disable=len(starts) == 1):
-        rows = np.arange(start, start + CHUNK_SIZE) % n  # the last chunk is filled up, and cut below
-        drawn = _sample_chunk(
-            prior,
-            tf.constant(known[rows]),
-            {name: tf.constant(values[rows]) for name, values in conditions.items()},
-            tf.constant(num_known_rows * config.grid_shape[1]),
-            _seed(seed, start // CHUNK_SIZE),
-            tf.constant(temperature, tf.float32),
-            {name: tf.constant(value) for name, value in filters.items()} if top_k or top_p else None,
-            cached,
-        )
+    height, width = config.grid_shape
+    size = CHUNK_SIZE if height * width <= BAND_SIZE else CHUNK_SIZE // 4
+    chunks, starts = [], range(0, n, size)
+    bands = [
+        (row, min(row + max(1, BAND_SIZE // width), height)) for row in range(0, height, max(1, BAND_SIZE // width))
+    ]
+    progress = tqdm(desc="sampling", total=len(starts) * len(bands), disable=len(starts) * len(bands) == 1, unit="band")
+    for start in starts:
+        rows = np.arange(start, start + size) % n  # the last chunk is filled up, and cut below
+        drawn, caches = tf.zeros((size, height, width), tf.int32), empty_caches(prior, size) if cached else []
+        for band in bands:
+            drawn, caches = _sample_band(
+                prior,
+                tf.constant(band),
+                drawn,
+                caches,
+                tf.constant(known[rows]),
+                {name: tf.constant(values[rows]) for name, values in conditions.items()},
+                tf.constant(num_known_rows * width),
+                _seed(seed, start // size),
+                tf.constant(temperature, tf.float32),
+                {name: tf.constant(value) for name, value in filters.items()} if top_k or top_p else None,
+                cached,
+            )
+            progress.update()
         chunks.append(drawn.numpy())
+    progress.close()
     return np.concatenate(chunks)[:n]
 
 
@@ -131,49 +147,59 @@ def sample_conditions(prior: PixelCNN, n: int, *, seed: int = 0, **given) -> dic
     return conditions
 
 
-@tf.function(jit_compile=True)
-def _sample_chunk(prior, known, conditions, num_known, seed, temperature, filters, cached) -> tf.Tensor:
-    """Return grids (b, h, w) int32 like `known`; positions from `num_known` on are drawn, one a step.
+def empty_caches(prior: PixelCNN, size: int) -> list[tf.Tensor]:
+    """Return what the layers with memory have in it before the first position of so many grids."""
+    return [layer.empty_cache(size, prior.config.grid_shape) for layer in prior.layers_with_memory]
 
-    Traced and compiled once for each prior, and for whether there are filters.
+
+@tf.function(jit_compile=True)
+def _sample_band(prior, band, drawn, caches, known, conditions, num_known, seed, temperature, filters, cached):
+    """Return grids (b, h, w) int32 with the codes of a band of rows (first, end) drawn too, and the caches.
+
+    The first `num_known` codes in raster order are those of `known` (b, h, w). Traced and compiled once for each prior,
+    and for whether there are filters.
     """
     import tensorflow_probability as tfp  # here: it takes seconds to import
 
-    size, height, width = known.shape
-    known = tf.transpose(tf.reshape(known, (size, height * width)))  # (h * w, b)
+    known = tf.transpose(tf.reshape(known, (known.shape[0], -1)))  # (h * w, b)
 
     def draw(index, logits, nothing):
         logits = logits / temperature
         if filters is not None:
             logits = filter_logits(logits, **filters)
-        drawn = tfp.distributions.Categorical(logits=logits).sample(
+        codes = tfp.distributions.Categorical(logits=logits).sample(
             seed=tf.random.experimental.stateless_fold_in(seed, index)
         )
-        return tf.where(index < num_known, known[index], drawn), nothing
+        return tf.where(index < num_known, known[index], codes), nothing
 
-    codes, _ = _in_raster_order(prior, prior.condition_vector(size, conditions), draw, (), cached=cached)
-    return codes
+    condition = prior.condition_vector(drawn.shape[0], conditions)
+    drawn, caches, _ = in_raster_order(prior, condition, draw, (), band, drawn, caches, cached=cached)
+    return drawn, caches
 
 
-def _in_raster_order(prior, condition, choose, state, *, cached: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
-    """Choose one code after the other, each given the logits that follow from those before.
+def in_raster_order(
+    prior: PixelCNN, condition: tf.Tensor, choose: Callable, state, band, codes: tf.Tensor, caches: list, *, cached=True
+) -> tuple:
+    """Choose one code after the other in a band of rows, each given the logits that follow from those before.
 
     Args:
-        prior: a PixelCNN.
+        prior: the model.
         condition: (b, 1, 1, num_channels), as `PixelCNN.condition_vector` returns it.
         choose: function of the index in raster order () int32, the logits there (b, k) and a state, to the codes
             there (b,) int32 and the state.
         state: what `choose` is given at first.
+        band: first row, and the row after the last.
+        codes: (b, h, w) int32, those of the rows before the band.
+        caches: as they are after those rows; `empty_caches` before the first.
         cached: False runs the whole network at every position.
 
     Returns:
-        The codes (b, h, w) int32, and the last state.
+        The codes with those of the band, the caches after it, and the last state.
     """
     size, (height, width) = condition.shape[0], prior.config.grid_shape
     position = tf.broadcast_to(prior.position, (height, width, prior.config.num_channels))[None]
     layers = prior.layers_with_memory
     numbers = {id(layer): number for number, layer in enumerate(layers)}
-    caches = [layer.empty_cache(size, (height, width)) for layer in layers] if cached else []
 
     def embedded(codes, first, count):
         """Return the vectors (b, 1, count, embedding_dim) of codes (h * w, b); zeros before the first."""
@@ -205,18 +231,19 @@ def _in_raster_order(prior, condition, choose, state, *, cached: bool = True) ->
         return index + 1, tf.tensor_scatter_nd_update(codes, [[index]], chosen[None]), caches, heard, state
 
     def row_of(row, codes, caches, state):
-        start, end, heard = row * width, (row + 1) * width, []
+        start, heard = row * width, []
         if cached:
             caches = [layer.next_row(cache) for layer, cache in zip(layers, caches, strict=True)]
             apply = remembering(caches, start, tf.constant(0))
             heard = prior.down(embedded(codes, start - width, width), condition, position[:, row][:, None], apply)
-        loop = tf.while_loop(lambda index, *_: index < end, step, (start, codes, caches, heard, state))
+        loop = tf.while_loop(lambda index, *_: index < start + width, step, (start, codes, caches, heard, state))
         _, codes, caches, _, state = loop
         return row + 1, codes, caches, state
 
-    codes = tf.zeros((height * width, size), tf.int32)
-    _, codes, _, state = tf.while_loop(lambda row, *_: row < height, row_of, (tf.constant(0), codes, caches, state))
-    return tf.reshape(tf.transpose(codes), (size, height, width)), state
+    flat = tf.transpose(tf.reshape(codes, (size, height * width)))  # (h * w, b): a position is a row
+    first, end = tf.unstack(band)
+    _, flat, caches, state = tf.while_loop(lambda row, *_: row < end, row_of, (first, flat, caches, state))
+    return tf.reshape(tf.transpose(flat), (size, height, width)), caches, state
 
 
 def filter_logits(logits: tf.Tensor, *, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:

@@ -14,19 +14,23 @@ from oasis_vq import sampling
 
 @tf.function(jit_compile=True)
 def along_the_way(prior, codes, condition):
-    """The logits (h * w, b, k) that the sampler sees on its way through given codes (h * w, b)."""
+    """Codes (b, h, w), and the logits (h * w, b, k) that the sampler sees on its way through them."""
+    size, height, width = codes.shape
+    flat = tf.transpose(tf.reshape(codes, (size, height * width)))
 
     def follow(index, logits, seen):
-        return codes[index], tf.tensor_scatter_nd_update(seen, [[index]], logits[None])
+        return flat[index], tf.tensor_scatter_nd_update(seen, [[index]], logits[None])
 
-    seen = tf.zeros((*codes.shape, prior.config.num_embeddings))
-    return sampling._in_raster_order(prior, condition, follow, seen)
+    seen = tf.zeros((*flat.shape, prior.config.num_embeddings))
+    caches = sampling.empty_caches(prior, size)
+    taken, _, seen = sampling.in_raster_order(prior, condition, follow, seen, (0, height), tf.zeros_like(codes), caches)
+    return taken, seen
 
 
 def cached_logits(prior, codes, **conditions):
     given = {name: tf.constant(values) for name, values in prior.checked_conditions(len(codes), **conditions).items()}
     condition = prior.condition_vector(len(codes), given)
-    taken, logits = along_the_way(prior, tf.constant(codes.reshape(len(codes), -1).T, tf.int32), condition)
+    taken, logits = along_the_way(prior, tf.constant(codes, tf.int32), condition)
     np.testing.assert_array_equal(taken, codes)
     return logits.numpy().transpose(1, 0, 2).reshape(*codes.shape, -1)
 
@@ -78,6 +82,18 @@ def test_same_seed_same_sample_whatever_n():
     )
     np.testing.assert_array_equal(ovq.sample_codes(prior, 40, seed=3, **conditions), many)
     assert set(conditions["slice_index"]) == {0, 1, 2} and set(conditions["label"]) == {0, 1}
+
+
+def test_bands_and_chunks_of_a_large_grid_change_nothing(monkeypatch, capsys):
+    prior = randomised(dataclasses.replace(ARCHITECTURES["gated"], grid_shape=(7, 5)))
+    whole = ovq.sample_codes(prior, 5, seed=3, slice_index=1, label=0)
+    assert "band" not in capsys.readouterr().err
+    monkeypatch.setattr(sampling, "BAND_SIZE", 12)  # two rows a band, and four samples a chunk
+    banded = ovq.sample_codes(prior, 5, seed=3, slice_index=1, label=0)
+    assert "8/8" in capsys.readouterr().err
+    np.testing.assert_array_equal(banded, ovq.sample_codes(prior, 5, seed=3, slice_index=1, label=0, cached=False))
+    assert whole.shape == banded.shape == (5, 7, 5)
+    np.testing.assert_array_equal(ovq.sample_codes(prior, 2, seed=3, slice_index=1, label=0), banded[:2])
 
 
 def test_reloaded_prior_draws_the_same(models, prior):
@@ -162,6 +178,9 @@ def test_sampler_is_compiled_on_the_gpu():
         {name: tf.zeros(size, tf.int32) for name in prior.condition_sizes},
     )
     arguments = (known, conditions, tf.constant(0), tf.constant([0, 1]), tf.constant(1.0), None)
-    cached, full = (sampling._sample_chunk(prior, *arguments, way) for way in (True, False))
+    cached, full = (
+        sampling._sample_band(prior, tf.constant((0, 4)), known, caches, *arguments, way)[0]
+        for caches, way in ((sampling.empty_caches(prior, size), True), ([], False))
+    )
     assert "GPU" in cached.device
     np.testing.assert_array_equal(cached, full)
