@@ -73,9 +73,8 @@ def sample_codes(
     height, width = config.grid_shape
     size = CHUNK_SIZE if height * width <= BAND_SIZE else CHUNK_SIZE // 4
     chunks, starts = [], range(0, n, size)
-    bands = [
-        (row, min(row + max(1, BAND_SIZE // width), height)) for row in range(0, height, max(1, BAND_SIZE // width))
-    ]
+    band_rows = max(1, BAND_SIZE // width)
+    bands = [(row, min(row + band_rows, height)) for row in range(0, height, band_rows)]
     progress = tqdm(desc="sampling", total=len(starts) * len(bands), disable=len(starts) * len(bands) == 1, unit="band")
     for start in starts:
         rows = np.arange(start, start + size) % n  # the last chunk is filled up, and cut below
