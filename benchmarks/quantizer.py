@@ -1,8 +1,6 @@
 """The quantizers alone, forward and backward, against the formulation with explicit distances and a one-hot matrix."""
 
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from turns import Result, in_turns, judged
+from turns import Result, in_its_own_process, in_turns, judged, memory_rise
 
 import oasis_vq as ovq
 
@@ -100,27 +98,20 @@ def check_equal(ours: list[tf.Tensor], theirs: list[tf.Tensor]) -> None:
 
 
 def peak_memory(name: str) -> float | None:
-    """Return by how many MB (10^6 bytes) three steps raise the memory of this process, or None if it does not tell.
+    """Return by how many MB three steps raise the memory of this process.
 
     The inputs are there before, and TensorFlow has run the same step on a few latents.
     """
-    process = Path("/proc/self")
-    if not (process / "clear_refs").exists():
-        return None
-
-    def resident(key: str) -> int:
-        lines = (process / "status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
-
     latents, upstream, codebook = make_inputs(SHAPE, NUM_EMBEDDINGS)
     step = make_step(name, codebook)
     step(latents[:1, :1], upstream[:1, :1])
     whole = step.get_concrete_function(latents, upstream)
-    before = resident("VmRSS:")
-    (process / "clear_refs").write_text("5")  # forgets the peak
-    for _ in range(3):
-        whole(latents, upstream)
-    return (resident("VmHWM:") - before) / 1e6
+
+    def run() -> None:
+        for _ in range(3):
+            whole(latents, upstream)
+
+    return memory_rise(run)
 
 
 def quantizer(scratch: Path) -> Result:
@@ -139,7 +130,7 @@ def quantizer(scratch: Path) -> Result:
         return 1000 * statistics.median(times)
 
     milliseconds = in_turns({name: lambda step=step: measure(step) for name, step in steps.items()})
-    megabytes = {name: _memory_in_its_own_process(name) for name in QUANTIZERS}
+    megabytes = {name: in_its_own_process("quantizer", name) for name in QUANTIZERS}
     rows, values = [], {}
     for name, own in milliseconds.items():
         values[name] = {"milliseconds": own, "peak_megabytes": megabytes[name]}
@@ -155,13 +146,3 @@ def quantizer(scratch: Path) -> Result:
         "peak memory, MB", f"share of it (must be at most {MOST_MEMORY:g})",
     ]  # fmt: skip
     return [(header, rows)], values
-
-
-def _memory_in_its_own_process(name: str) -> float | None:
-    code = (
-        "import sys; from oasis_vq.config import start_tensorflow; start_tensorflow();"
-        "import quantizer; print(quantizer.peak_memory(sys.argv[1]))"
-    )
-    command, folder = [sys.executable, "-c", code, name], Path(__file__).parent
-    printed = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    return None if printed == "None" else float(printed)

@@ -2,14 +2,12 @@
 
 import dataclasses
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from turns import Result, judged
+from turns import Result, in_its_own_process, judged, memory_rise
 
 import oasis_vq as ovq
 from oasis_vq import sampling as sampler
@@ -24,7 +22,7 @@ NUM_PREDICTED = 3
 
 
 def make_prior(side: int) -> ovq.PixelCNN:
-    """Return an untrained gated prior of default128 for grids of this side: time does not depend on its weights."""
+    """Return an untrained prior of default128 for grids of this side: time does not depend on its weights."""
     config = dataclasses.replace(ovq.recipe("default128").prior, grid_shape=(side, side), num_slices=32)
     return ovq.PixelCNN(config)
 
@@ -58,30 +56,21 @@ def seconds_of_predict(prior: ovq.PixelCNN) -> float:
     return statistics.median(times) * side * side
 
 
-def peak_megabytes(side: int) -> float | None:
-    """Return by how many MB (10^6 bytes) drawing a batch raises the memory of this process after the model is built."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-
-    def resident(key: str) -> int:
-        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
-
-    prior = make_prior(side)
-    before = resident("VmRSS:")
-    seconds_of_ours(prior, BATCH_SIZE, turns=1)
-    return (resident("VmHWM:") - before) / 1e6
+def peak_memory(side: str) -> float | None:
+    """Return by how many MB compiling the sampler and drawing a batch raise the memory of this process."""
+    prior = make_prior(int(side))
+    return memory_rise(lambda: seconds_of_ours(prior, BATCH_SIZE, turns=1))
 
 
 def sampling(scratch: Path) -> Result:
-    """Gated prior of default128, 512 codes: seconds for 16 grids, and milliseconds a grid by the size of the batch."""
+    """Prior of default128, 512 codes: seconds for 16 grids, and milliseconds a grid by the size of the batch."""
     rows, values = [], {}
     for side in SIDES:
         prior = make_prior(side)
         seconds = {size: seconds_of_ours(prior, size) for size in BATCH_SIZES}
         predicted = seconds_of_predict(prior)
         speedup = predicted / seconds[BATCH_SIZE]
-        memory = _memory_in_its_own_process(side)
+        memory = in_its_own_process("sampling", str(side))
         values[f"{side}x{side}"] = {
             "seconds_by_batch_size": seconds,
             "seconds_of_predict": predicted,
@@ -99,13 +88,3 @@ def sampling(scratch: Path) -> Result:
         *(f"ms a grid, {size} at once" for size in BATCH_SIZES),
     ]  # fmt: skip
     return [(header, rows)], values
-
-
-def _memory_in_its_own_process(side: int) -> float | None:
-    code = (
-        "import sys; from oasis_vq.config import start_tensorflow; start_tensorflow();"
-        "import sampling; print(sampling.peak_megabytes(int(sys.argv[1])))"
-    )
-    command, folder = [sys.executable, "-c", code, str(side)], Path(__file__).parent
-    printed = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    return None if printed == "None" else float(printed)

@@ -52,6 +52,33 @@ def serve(measures: dict[str, Callable[[], float]]) -> None:
         print(json.dumps(measures[line.strip()]()), flush=True)
 
 
+def memory_rise(run: Callable[[], object]) -> float | None:
+    """Return by how many MB (10^6 bytes) a call raises the memory of this process, or None if it does not tell."""
+    process = Path("/proc/self")
+    if not (process / "clear_refs").exists():
+        return None
+
+    def resident(key: str) -> int:
+        lines = (process / "status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+    before = resident("VmRSS:")
+    (process / "clear_refs").write_text("5")  # forgets the peak
+    run()
+    return (resident("VmHWM:") - before) / 1e6
+
+
+def in_its_own_process(module: str, argument: str) -> float | None:
+    """Return what `peak_memory(argument)` of a module of this folder returns in a fresh process."""
+    code = (
+        "import sys; from oasis_vq.config import start_tensorflow; start_tensorflow();"
+        f"import {module}; print({module}.peak_memory(sys.argv[1]))"
+    )
+    command, folder = [sys.executable, "-c", code, argument], Path(__file__).parent
+    printed = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return None if printed == "None" else float(printed)
+
+
 def judged(value: float, limit: float, *, at_most: bool = False) -> str:
     """Return the value as text, with what must hold of it if it does not."""
     holds = value <= limit if at_most else value >= limit
