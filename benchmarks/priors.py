@@ -1,0 +1,146 @@
+"""Train priors for the same time each on the codes of a VQ-VAE, and compare what a code of a new person costs.
+
+    python benchmarks/priors.py --data DATA --vqvae saved_models/brain128                 all
+    python benchmarks/priors.py --data DATA --vqvae saved_models/brain128 --only gated    one of them
+
+Grids a second are measured first, in turns, on a quiet machine; the passes that fit in the time follow from them. What
+has been trained is loaded, and a training that was interrupted goes on. Scores are those on validation codes. Results,
+one file a row, and the table are in benchmarks/results/priors.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from turns import in_turns
+
+import oasis_vq as ovq
+from oasis_vq.config import ROOT, start_tensorflow, write_json, write_whole
+from oasis_vq.evaluation import code_baselines, code_scores
+from oasis_vq.training import build_optimizer
+
+RESULTS = Path(__file__).parent / "results" / "priors"
+
+
+def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
+    """Return what is compared on the codes of a recipe's VQ-VAE."""
+    own = recipe.prior
+    published = dataclasses.replace(ovq.recipe("keras_io").prior, batch_size=own.batch_size)
+    plain = dataclasses.replace(own, architecture="residual", num_attention_layers=0)
+    steady = {"warmup_steps": 200, "weight_average": 0.998, "clip_norm": 1.0, "dropout": 0.2}
+    sizes = {"num_channels": 96, "kernel_size": 3, "num_residual_blocks": 8, "num_attention_layers": 0}
+    gated = dataclasses.replace(own, architecture="gated", **sizes, **steady)
+    configs = {
+        "keras_io": published,
+        "plain": plain,
+        "gated": gated,
+        "gated, attention": dataclasses.replace(gated, num_attention_layers=1),
+        "gated, half the dropout": dataclasses.replace(gated, dropout=0.1),
+        "gated, no weight average": dataclasses.replace(gated, weight_average=0.0),
+        "gated, 5x5": dataclasses.replace(gated, kernel_size=5, num_residual_blocks=5),
+    }
+    return {name: config.matched_to(recipe.vqvae) for name, config in configs.items()}
+
+
+def grids_per_second(configs: dict[str, ovq.PriorConfig]) -> dict[str, float]:
+    """Return the median rate of each configuration's training step, in turns."""
+    models = {}
+    for name, config in configs.items():
+        models[name] = ovq.PixelCNN(config)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        models[name].compile(optimizer=build_optimizer(config, 1000), loss=loss)
+
+    def measure(name: str) -> float:
+        config = configs[name]
+        codes = np.random.default_rng(0).integers(0, config.num_embeddings, (config.batch_size, *config.grid_shape))
+        inputs = {"codes": codes} | {key: np.zeros(len(codes), np.int32) for key in models[name].condition_sizes}
+        models[name].train_on_batch(inputs, codes)
+        steps = max(1, 64 // len(codes))
+        start = time.perf_counter()
+        for _ in range(steps):
+            models[name].train_on_batch(inputs, codes)
+        return steps * len(codes) / (time.perf_counter() - start)
+
+    return in_turns({name: lambda name=name: measure(name) for name in configs})
+
+
+def main() -> None:
+    """Train, score, and write a row for each prior."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with slices")
+    parser.add_argument("--vqvae", type=Path, required=True, help="folder of the VQ-VAE")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
+    parser.add_argument("--only", action="append", help="a prior; may be given several times")
+    arguments = parser.parse_args()
+    device = start_tensorflow()
+    index, vqvae = ovq.find_slices(arguments.data), ovq.load_vqvae(arguments.vqvae)
+    recipe = dataclasses.replace(ovq.recipe(vqvae.config.recipe), vqvae=vqvae.config)
+    chosen = systems(recipe)
+    if arguments.only:
+        if unknown := sorted(set(arguments.only) - set(chosen)):
+            parser.error(f"a prior is one of {', '.join(chosen)}. Received: {', '.join(unknown)}")
+        chosen = {name: chosen[name] for name in arguments.only}
+    chosen = {name: config.conditioned_by(index) for name, config in chosen.items()}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    texts = {name: f"{arguments.data.name} {vqvae.config.recipe} {arguments.minutes:g}min {name}" for name in chosen}
+    files = {name: RESULTS / f"{re.sub(r'[^a-z0-9.]+', '_', text.lower())}.json" for name, text in texts.items()}
+
+    unmeasured = {name: config for name, config in chosen.items() if not files[name].exists()}
+    for name, rate in (grids_per_second(unmeasured) if unmeasured else {}).items():
+        epochs = max(1, round(60 * arguments.minutes * rate / len(index.train)))
+        row = {"name": name, "vqvae": vqvae.config.recipe, "device": device, "data": arguments.data.name}
+        row |= {"minutes": arguments.minutes, "grids_per_second": rate}
+        write_json(files[name], {**row, "config": dataclasses.replace(chosen[name], epochs=epochs).to_dict()})
+    codes = {split: ovq.encode_slices(vqvae, index.splits()[split]) for split in ("train", "validate")}
+    baselines = code_baselines(codes["train"].codes, codes["validate"].codes, vqvae.config.num_embeddings)
+    for name, file in files.items():
+        row = json.loads(file.read_text())
+        config = ovq.PriorConfig.from_dict(row["config"])
+        asked = dataclasses.replace(chosen[name], epochs=config.epochs)
+        if config != asked:
+            parser.error(f"{file} is of another configuration ({config.differences(asked)}): remove it")
+        prior = ovq.fit_or_load(ROOT / "build" / "benchmarks" / file.stem, config, index, vqvae=vqvae)
+        bits, accuracy = code_scores(prior, codes["validate"])
+        history = ovq.read_history(prior.folder)
+        row |= {
+            "validate_bits_per_code": float(bits.mean()),
+            "validate_accuracy": float(accuracy.mean()),
+            "baselines": baselines,
+            "best_epoch": int(history["val_bits_per_code"].argmin()) + 1,
+            "train_bits_per_code": float(history["bits_per_code"][history["val_bits_per_code"].argmin()]),
+            "num_parameters": prior.count_params(),
+            "training_seconds": float(history["seconds"].sum()),
+        }
+        write_json(file, row)
+        print(f"{name}: {row['validate_bits_per_code']:.3f} bits per code", flush=True)
+    summarise()
+
+
+def summarise() -> None:
+    """Write a table of all rows, the fewest bits first."""
+    rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    rows = [row for row in rows if "validate_bits_per_code" in row]
+    header = ["codes of", "prior", "minutes", "weights", "bits per code", "of per position", "bits an image"]
+    header += ["accuracy", "best epoch", "bits in training"]
+    lines = [header, ["---"] * len(header)]
+    for row in sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"])):
+        bits, positions = row["validate_bits_per_code"], math.prod(row["config"]["grid_shape"])
+        lines.append([
+            row["vqvae"], row["name"], f"{row['training_seconds'] / 60:.0f}", f"{row['num_parameters']:,}",
+            f"{bits:.3f}", f"{bits / row['baselines']['per_position']:.3f}", f"{bits * positions:,.0f}",
+            f"{row['validate_accuracy']:.3f}", f"{row['best_epoch']} of {row['config']['epochs']}",
+            f"{row['train_bits_per_code']:.3f}",
+        ])  # fmt: skip
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    write_whole(RESULTS / "priors.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
