@@ -21,7 +21,7 @@ def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
         codebook: (num_embeddings, embedding_dim), float32.
 
     Returns:
-        (...), int32 in [0, num_embeddings). Ties go to the lower index. No gradient.
+        (...), int32 in [0, num_embeddings). Ties go to the lower index, up to rounding. No gradient.
 
     Source: van den Oord et al. 2017, equation 1.
     """
@@ -68,12 +68,13 @@ def _attraction(
 ) -> tuple[tf.Tensor, Callable]:
     """Return (latent_weight + vector_weight) times the mean squared distance, each weight pulling its own side."""
     difference = latents - vectors
+    share = 2.0 / tf.cast(tf.size(difference), difference.dtype)
 
     def backward(upstream: tf.Tensor) -> tuple:
-        pull = difference * (2.0 * upstream / tf.cast(tf.size(difference), difference.dtype))
-        return latent_weight * pull, -vector_weight * pull, None, None
+        pull = share * upstream  # every pass over the difference takes time: there is one for each side
+        return (latent_weight * pull) * difference, (-vector_weight * pull) * difference, None, None
 
-    return (latent_weight + vector_weight) * tf.reduce_mean(difference**2), backward
+    return (latent_weight + vector_weight) * share * tf.nn.l2_loss(difference), backward
 
 
 class _Quantizer(keras.layers.Layer):
@@ -120,6 +121,9 @@ class VectorQuantizer(_Quantizer):
         quantized (same shape, float32; its gradient goes to the latents unchanged),
         codes (batch, height, width) int32 in [0, K), and
         loss (), the codebook term plus beta times the commitment term, each a mean over all elements.
+
+    The codebook's gradient is one slice a latent, as that of any lookup, and Adam in Keras squares each slice by itself:
+    its steps are longer than with the dense gradient of a one-hot product, and the codebook keeps up with the latents.
 
     Source: van den Oord et al. 2017, equation 3.
     """
