@@ -109,6 +109,36 @@ def pixel_loss(name: str, images: tf.Tensor, again: tf.Tensor, *, variance: tf.T
     return tf.reduce_mean(keras.losses.binary_crossentropy(images, again))
 
 
+def structural_similarity(images: tf.Tensor, again: tf.Tensor) -> tf.Tensor:
+    """Return the mean SSIM of images and reconstructions as a loss needs it: `tf.image.ssim`, several times faster.
+
+    The Gaussian window, 11 pixels wide with a standard deviation of 1.5, is applied as one matrix product along each
+    axis, which is fast on every machine; depthwise convolutions are not.
+
+    Args:
+        images: (b, size, size, 1), float32 in [0, 1], of 11 pixels or more.
+        again: the same shape.
+
+    Returns:
+        (), float32, at most 1.
+
+    Source: Wang et al. 2004, equation 13.
+    """
+    size, width = images.shape[1], 11
+    taps = np.exp(-0.5 * ((np.arange(width) - width // 2) / 1.5) ** 2)
+    row = np.pad(taps / taps.sum(), (0, size - width)).astype(np.float32)
+    window = np.stack([np.roll(row, shift) for shift in range(size - width + 1)])  # (size - 10, size)
+
+    def mean(x: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(window, tf.matmul(x[..., 0], window, transpose_b=True))
+
+    first, second = mean(images), mean(again)
+    product, squares = 2 * first * second, first**2 + second**2
+    luminance = (product + 0.01**2) / (squares + 0.01**2)
+    covariance, variances = 2 * mean(images * again) - product, mean(images**2 + again**2) - squares
+    return tf.reduce_mean(luminance * (covariance + 0.03**2) / (variances + 0.03**2))
+
+
 @contextlib.contextmanager
 def _precision(policy: str) -> Iterator[None]:
     """Build layers with a precision policy, and leave the session's own as it was."""
@@ -192,8 +222,7 @@ class VQVAE(keras.Model):
         again = self.decoder(quantized, training=training)
         reconstruction_loss = pixel_loss(self.config.loss, images, again, variance=self.image_variance)
         if self.config.ssim_weight:
-            similarity = tf.reduce_mean(tf.image.ssim(images, again, max_val=1.0))
-            reconstruction_loss += self.config.ssim_weight * (1.0 - similarity)
+            reconstruction_loss += self.config.ssim_weight * (1.0 - structural_similarity(images, again))
         total_loss = reconstruction_loss + vq_loss
         return {"total_loss": total_loss, "reconstruction_loss": reconstruction_loss, "vq_loss": vq_loss}, codes
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import VQVAE_CONFIG
 
 import oasis_vq as ovq
-from oasis_vq.vqvae import pixel_loss
+from oasis_vq.vqvae import pixel_loss, structural_similarity
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,14 @@ def test_ssim_term_is_that_of_tensorflow(images):
     term = 2 * (1 - tf.reduce_mean(tf.image.ssim(images, plain(images), 1.0)))
     losses = [model.losses_of(images, training=False)[0]["reconstruction_loss"] for model in (plain, weighted)]
     assert float(losses[1] - losses[0]) == pytest.approx(float(term), rel=1e-4)
+    again = tf.constant(plain.reconstruct(images))
+    gradients = []
+    for similarity in (structural_similarity, lambda one, other: tf.reduce_mean(tf.image.ssim(one, other, 1.0))):
+        with tf.GradientTape() as tape:
+            tape.watch(again)
+            value = similarity(images, again)
+        gradients.append(tape.gradient(value, again).numpy())
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=0, atol=1e-3 * np.abs(gradients[1]).max())
 
 
 def test_adapt_takes_the_variance_of_the_pixels(images):
