@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from oasis_vq.config import write_whole
+from oasis_vq.config import Augmentation, write_whole
 from oasis_vq.slices import SPLITS, SliceIndex, Slices
-from oasis_vq.streams import make_dataset
+from oasis_vq.streams import epoch_orders, make_dataset
 from oasis_vq.vqvae import VQVAE
 
 
@@ -51,16 +51,40 @@ class Codes:
             return Codes(**{"split": np.full(len(arrays["codes"]), ""), **arrays})
 
 
-def encode_slices(vqvae: VQVAE, slices: Slices, *, split: str = "") -> Codes:
-    """Return the codes of all slices; they are streamed from disk, and only the codes stay in memory."""
-    dataset = make_dataset(slices, image_size=vqvae.config.image_size, fit=vqvae.config.fit, batch_size=64)
+def encode_slices(
+    vqvae: VQVAE, slices: Slices, *, split: str = "", augmentation: Augmentation | None = None, view: int = 0
+) -> Codes:
+    """Return the codes of all slices; they are streamed from disk, and only the codes stay in memory.
+
+    Args:
+        vqvae: the encoder.
+        slices: what to encode.
+        split: what the table calls them.
+        augmentation: changes to the slices before they are encoded, but no upside-down copies.
+        view: number of the random changes: the same view has the same ones.
+    """
+    reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit, "batch_size": 64}
+    order = np.arange(len(slices))
+    if augmentation is not None:
+        reading |= {"augmentation": augmentation, "shuffle": True, "first_epoch": view}
+        order = np.array(list(epoch_orders(len(slices), first_epoch=view).as_numpy_iterator()))
+    dataset = make_dataset(slices, **reading)
     batches = tqdm(dataset.as_numpy_iterator(), "encoding", len(dataset), unit="batch", leave=False)
-    parts = [vqvae.encode(images) for images in batches]
+    codes = np.concatenate([vqvae.encode(images) for images in batches])[np.argsort(order)]
     names = np.full(len(slices), split, dtype="U8")
-    return Codes(np.concatenate(parts), slices.slice, slices.label, slices.subject, names)
+    return Codes(codes, slices.slice, slices.label, slices.subject, names)
+
+
+def encode_views(vqvae: VQVAE, slices: Slices, augmentation: Augmentation, num_views: int) -> Codes:
+    """Return the codes of all slices as they are, and after them those of further views, each with its own changes."""
+    views = [None, *[augmentation] * (num_views - 1)]
+    return _joined([encode_slices(vqvae, slices, augmentation=how, view=view) for view, how in enumerate(views)])
 
 
 def encode_index(vqvae: VQVAE, index: SliceIndex, splits: tuple[str, ...] = SPLITS) -> Codes:
     """Return the codes of several splits in one table."""
-    parts = [encode_slices(vqvae, index.splits()[split], split=split) for split in splits]
+    return _joined([encode_slices(vqvae, index.splits()[split], split=split) for split in splits])
+
+
+def _joined(parts: list[Codes]) -> Codes:
     return Codes(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})

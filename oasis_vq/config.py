@@ -245,6 +245,13 @@ class PriorConfig(Config):
     """Share of channels dropped inside each residual block while training."""
     learned_position: bool = True
     """Whether each grid position adds a learned vector, so that the network knows where it is."""
+    num_views: int = 1
+    """How often each training slice is encoded: as it is, and then with changes drawn anew each time. An epoch takes
+    one view of each slice."""
+    flip_left_right: bool = False
+    """Whether half of the views beyond the first are mirrored."""
+    max_shift: int = 0
+    """Largest random shift of these views along each axis in pixels; black comes in."""
     learning_rate: float = 1e-3
     """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
@@ -270,6 +277,7 @@ class PriorConfig(Config):
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
         for name in (
             "warmup_steps", "clip_norm", "patience", "learning_rate", "num_residual_blocks", "num_head_layers",
+            "max_shift",
         ):  # fmt: skip
             self._require(getattr(self, name) >= 0, f"{name} is at least 0", getattr(self, name))
         for name in ("weight_average", "dropout", "condition_dropout"):
@@ -294,8 +302,13 @@ class PriorConfig(Config):
             f"num_attention_heads divides num_channels ({self.num_channels})",
             heads,
         )
-        for name in ("num_embeddings", "num_channels", "embedding_dim", "batch_size", "epochs"):
+        for name in ("num_embeddings", "num_channels", "embedding_dim", "batch_size", "epochs", "num_views"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1", getattr(self, name))
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The changes to the slices in views beyond the first."""
+        return Augmentation(flip_left_right=self.flip_left_right, max_shift=self.max_shift)
 
     def matched_to(self, vqvae: VQVAEConfig) -> "PriorConfig":
         """Return this configuration with the code grid and the codebook size of a VQ-VAE."""

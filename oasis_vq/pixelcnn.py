@@ -102,6 +102,24 @@ class PixelCNN(keras.Model):
         return reach, reach
 
     @property
+    def sees_all(self) -> bool:
+        """Whether the receptive field reaches over the whole grid."""
+        (up, aside), (rows, columns) = self.receptive_field, self.config.grid_shape
+        return up >= rows - 1 and aside >= columns - 1
+
+    @property
+    def sight(self) -> str:
+        """A sentence that compares the receptive field with the grid."""
+        (up, aside), (rows, columns) = self.receptive_field, self.config.grid_shape
+        text = f"A position sees {up} rows up and {aside} columns to each side; the grid is {rows}x{columns}"
+        return text + (": all of it." if self.sees_all else ". Larger kernels, more blocks or attention see further.")
+
+    def summary(self, *args, print_fn: Callable[[str], object] = print, **kwargs) -> None:
+        """Print the layers as Keras does, and how far the network sees."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        print_fn(self.sight)
+
+    @property
     def layers_with_memory(self) -> list[keras.layers.Layer]:
         """The layers in which positions meet, each with a `step`."""
         if self.config.architecture == "gated":

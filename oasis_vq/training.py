@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq.callbacks import BestWeights, ReconstructionGrid, SampleGrid, TrainingLog
-from oasis_vq.codes import Codes, encode_slices
+from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig, write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
@@ -122,6 +122,8 @@ def _train_vqvae(config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache:
 
 def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae: VQVAE) -> _Training:
     prior = PixelCNN(config)
+    if not prior.sees_all:
+        print(f"note: {prior.sight}")
 
     def grids(codes: Codes, rows: tf.data.Dataset) -> tf.data.Dataset:
         inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
@@ -132,17 +134,24 @@ def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae:
 
         return rows.batch(config.batch_size).map(batch).prefetch(tf.data.AUTOTUNE)
 
-    train, validate = (encode_slices(vqvae, part) for part in (index.train, index.validate))
+    def in_a_view(row: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        return tf.cast(draws[0] * config.num_views, tf.int64) * len(index.train) + row
+
+    def rows(epoch: int) -> tf.data.Dataset:
+        return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, num_draws=1).map(in_a_view)
+
+    train = encode_views(vqvae, index.train, config.augmentation, config.num_views)
+    validate = encode_slices(vqvae, index.validate)
     prior.compile(
-        optimizer=build_optimizer(config, len(train)),
+        optimizer=build_optimizer(config, len(index.train)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[BitsPerCode(), "accuracy"],
     )
     return _Training(
         prior,
-        lambda epoch: grids(train, epoch_orders(len(train), seed=config.seed, first_epoch=epoch)),
+        lambda epoch: grids(train, rows(epoch)),
         grids(validate, tf.data.Dataset.range(len(validate))),
-        len(train),
+        len(index.train),
         picture=SampleGrid(vqvae, folder / "samples.png"),
         patience=config.patience,
     )

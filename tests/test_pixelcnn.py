@@ -99,6 +99,19 @@ def test_one_masked_stack_has_a_blind_spot_and_attention_sees_past_it():
     assert attentive.receptive_field == (9, 11)
 
 
+def test_summary_compares_the_receptive_field_with_the_grid():
+    for blocks, expected in (
+        (4, "sees 6 rows up and 6 columns to each side; the grid is 7x7: all of it."),
+        (3, "further."),
+    ):
+        prior = ovq.PixelCNN(
+            dataclasses.replace(SMALL, grid_shape=(7, 7), first_kernel_size=5, num_residual_blocks=blocks)
+        )
+        lines = []
+        prior.summary(print_fn=lines.append)
+        assert lines[-1].endswith(expected) and prior.sees_all == (blocks == 4)
+
+
 def test_mask_holds_after_training_steps():
     prior = randomised(SMALL)
     prior.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

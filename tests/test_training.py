@@ -17,6 +17,7 @@ import tensorflow as tf
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
+from oasis_vq.codes import encode_slices, encode_views
 from oasis_vq.folders import load_model
 from oasis_vq.sampling import sample_conditions
 from oasis_vq.training import _train_vqvae, build_optimizer
@@ -311,6 +312,20 @@ def test_unreadable_slice_stops_before_anything_is_written(tmp_path, copied):
     with pytest.raises(ValueError, match=r"case_002_slice_1"):
         ovq.fit_or_load(tmp_path / "model", VQVAE_CONFIG, ovq.find_slices(copied))
     assert [path.name for path in tmp_path.iterdir()] == ["copied"]
+
+
+def test_views_are_codes_of_changed_slices_in_the_order_of_the_slices(index, vqvae):
+    plain = ovq.encode_slices(vqvae, index.test).codes
+    np.testing.assert_array_equal(
+        encode_slices(vqvae, index.test, augmentation=ovq.Augmentation(), view=3).codes, plain
+    )
+    views = encode_views(vqvae, index.test, ovq.Augmentation(flip_left_right=True), 3)
+    plain_and_mirrored = plain, vqvae.encode(ovq.load_images(index.test, image_size=32)[:, :, ::-1])
+    first, *others = np.split(views.codes, 3)
+    np.testing.assert_array_equal(first, plain)
+    which = [[(one == other).all((1, 2)) for other in plain_and_mirrored] for one in others]
+    assert all(np.logical_or(*both).all() for both in which) and (which[0][0] != which[1][0]).any()
+    assert views.slice_index.tolist() == [*index.test.slice] * 3
 
 
 def test_codes_come_back_from_disk(tmp_path, index, vqvae):
