@@ -310,6 +310,45 @@ def plot_scores_by_position(
     return figure
 
 
+def plot_maps(
+    images: np.ndarray, maps: np.ndarray, *, label: str, titles: Sequence[str] | None = None, title: str | None = None
+) -> Figure:
+    """Show images over maps of something on their code grids, all maps on one scale.
+
+    Args:
+        images: (n, size, size, 1) in [0, 1].
+        maps: (n, h, w), from about 0 on; what is below is drawn as 0.
+        label: what the maps show, with its unit.
+        titles: n texts, one over each image.
+        title: over all.
+    """
+    figure, axes = _grid(2, len(images), title=title, titled=titles is not None, margin=0.9)
+    for number, (image, values) in enumerate(zip(images, maps, strict=True)):
+        axes[0, number].imshow(image[..., 0], **GRAY)
+        shown = axes[1, number].imshow(values, cmap="inferno", vmin=0, vmax=maps.max(), interpolation="nearest")
+        if titles is not None:
+            axes[0, number].set_title(titles[number], fontsize=8)
+    figure.colorbar(shown, ax=axes[1], fraction=0.02, pad=0.01).set_label(label, fontsize=8)
+    return figure
+
+
+def plot_distances(distances: dict[str, Sequence[float]], *, title: str | None = None) -> Figure:
+    """Show how far images are from the most similar training slice, one line for each set of images.
+
+    Args:
+        distances: {name: (n,)}, `distances` of `evaluate_samples`.
+        title: over all.
+    """
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    bins = np.linspace(0, max(map(max, distances.values())), 41)
+    for name, values in distances.items():
+        axis.hist(values, bins=bins, histtype="step", weights=np.full(len(values), 1 / len(values)), label=name)
+    axis.set(xlabel="root mean squared difference from the nearest training slice", ylabel="share of images")
+    axis.legend()
+    axis.set_title(title or "")
+    return figure
+
+
 def plot_rate_distortion(
     points: dict[str, tuple[float, float]], *, baselines: dict[str, float] | None = None, title: str | None = None
 ) -> Figure:

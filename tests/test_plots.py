@@ -30,6 +30,8 @@ FIGURES = {
     "patches": lambda: ovq.plot_code_patches(PATCHES, codes=range(6), columns=4, title="t"),
     "changes": lambda: ovq.plot_changes(IMAGES[0], IMAGES[1:], titles=["a", "b"]),
     "map": lambda: ovq.plot_codebook_map(PLACES, patches=PATCHES, counts=COUNTS, variance=(0.6, 0.3)),
+    "maps": lambda: ovq.plot_maps(IMAGES, CODES / 10, label="bits", titles=["a", "b", "c"]),
+    "distances": lambda: ovq.plot_distances({"samples": [0.1, 0.2, 0.2], "test": [0.1, 0.3]}),
     "history": lambda: ovq.plot_history(HISTORY, ["total_loss"]),
     "pipeline": lambda: ovq.plot_pipeline(IMAGES[0], CODES[0], IMAGES[1], IMAGES[2], num_embeddings=48),
     "scores by position": lambda: ovq.plot_scores_by_position(BY_POSITION),
