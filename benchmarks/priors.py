@@ -31,15 +31,19 @@ RESULTS = Path(__file__).parent / "results" / "priors"
 def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
     """Return what is compared on the codes of a recipe's VQ-VAE."""
     own = recipe.prior
+    sizes = {"num_channels": 96, "kernel_size": 3, "num_residual_blocks": 8, "num_attention_layers": 1}
+    steady = {"warmup_steps": 200, "weight_average": 0.998, "clip_norm": 1.0}
+    views = {"num_views": 4, "flip_left_right": True, "max_shift": 2}
+    gated = dataclasses.replace(own, architecture="gated", **sizes, **steady, **views)
     configs = {
         "keras_io": dataclasses.replace(ovq.recipe("keras_io").prior, batch_size=own.batch_size),
-        "plain": ovq.PriorConfig(batch_size=own.batch_size),
-        "ours": own,
-        "ours, one view": dataclasses.replace(own, num_views=1),
-        "ours, no attention": dataclasses.replace(own, num_attention_layers=0),
-        "ours, twice the dropout": dataclasses.replace(own, dropout=2 * own.dropout),
-        "ours, no weight average": dataclasses.replace(own, weight_average=0.0),
-        "ours, 5x5": dataclasses.replace(own, kernel_size=5, num_residual_blocks=5),
+        "default": own,
+        "gated": gated,
+        "gated, one view": dataclasses.replace(gated, num_views=1),
+        "gated, no attention": dataclasses.replace(gated, num_attention_layers=0),
+        "gated, twice the dropout": dataclasses.replace(gated, dropout=2 * gated.dropout),
+        "gated, no weight average": dataclasses.replace(gated, weight_average=0.0),
+        "gated, 5x5": dataclasses.replace(gated, kernel_size=5, num_residual_blocks=5),
     }
     return {name: config.matched_to(recipe.vqvae) for name, config in configs.items()}
 

@@ -325,8 +325,8 @@ class PriorConfig(Config):
         return dataclasses.replace(
             self,
             num_embeddings=min(self.num_embeddings, 256),
-            num_channels=min(self.num_channels, 48),
-            num_residual_blocks=min(self.num_residual_blocks, 4),
+            num_channels=min(self.num_channels, 96),
+            num_residual_blocks=min(self.num_residual_blocks, 5),
             num_views=1,
             epochs=40,
         )
