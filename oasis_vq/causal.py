@@ -243,30 +243,41 @@ class GatedBlock(keras.layers.Layer):
         num_channels: channels of both stacks, and of the skip connection.
         kernel_size: of the convolutions.
         first: whether it is the first block: the own code is left out, and there is no residual connection.
+        last: whether it is the last block: of what it makes only the skip connection is used, and only that is made.
         dropout: share of the channels of the horizontal gate dropped while training.
 
     Source: van den Oord et al. 2016b, equation 4 and figure 2. The skip connections to the head are of van den Oord
         et al. 2016, WaveNet, arXiv:1609.03499; the vertical stack has residual connections too.
     """
 
-    def __init__(self, num_channels: int, kernel_size: int, *, first: bool = False, dropout: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        num_channels: int,
+        kernel_size: int,
+        *,
+        first: bool = False,
+        last: bool = False,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_channels = num_channels
         self.kernel_size = kernel_size
         self.first = first
+        self.last = last
         self.dropout_rate = dropout
         inner = 2 * num_channels
         self.vertical = CausalConv2D(inner, kernel_size, stack="vertical", first=first)
         self.horizontal = CausalConv2D(inner, kernel_size, stack="horizontal", first=first)
-        self.vertical_condition = keras.layers.Dense(inner, use_bias=False)
+        self.vertical_condition = None if last else keras.layers.Dense(inner, use_bias=False)
         self.horizontal_condition = keras.layers.Dense(inner, use_bias=False)
         self.vertical_to_horizontal = keras.layers.Dense(inner, use_bias=False)
         self.dropout = keras.layers.Dropout(dropout)
-        self.residual = keras.layers.Dense(num_channels)
+        self.residual = None if last else keras.layers.Dense(num_channels)
         self.skip = keras.layers.Dense(num_channels)
 
     def get_config(self) -> dict:
-        own = {name: getattr(self, name) for name in ("num_channels", "kernel_size", "first")}
+        own = {name: getattr(self, name) for name in ("num_channels", "kernel_size", "first", "last")}
         return {**super().get_config(), **own, "dropout": self.dropout_rate}
 
     def build(self, input_shape) -> None:
@@ -274,7 +285,8 @@ class GatedBlock(keras.layers.Layer):
         for layer in (self.vertical, self.horizontal):
             layer.build(input_shape)
         for layer in (self.vertical_condition, self.horizontal_condition, self.residual, self.skip):
-            layer.build(channels)
+            if layer is not None:
+                layer.build(channels)
         self.vertical_to_horizontal.build(inner)
 
     def down(self, x: tf.Tensor, given: Sequence[tf.Tensor], apply: Callable) -> tuple[tf.Tensor, tf.Tensor]:
@@ -287,6 +299,8 @@ class GatedBlock(keras.layers.Layer):
         """
         hidden = apply(self.vertical, x)
         heard = self.vertical_to_horizontal(hidden)
+        if self.last:
+            return x, heard
         hidden = _gate(hidden + sum(self.vertical_condition(values) for values in given))
         return hidden if self.first else x + hidden, heard
 
@@ -296,6 +310,8 @@ class GatedBlock(keras.layers.Layer):
         """Return the horizontal stack and the skip connection, both (b, h, w, channels); arguments as `down`."""
         hidden = apply(self.horizontal, x) + heard + sum(self.horizontal_condition(values) for values in given)
         hidden = self.dropout(_gate(hidden), training=training)
+        if self.last:
+            return x, self.skip(hidden)
         onward = self.residual(hidden)
         return onward if self.first else x + onward, self.skip(hidden)
 

@@ -41,9 +41,10 @@ class PixelCNN(keras.Model):
         self.code_embedding = self.build_embedding()
         channels, dropout = config.num_channels, {"dropout": config.dropout}
         if config.architecture == "gated":
-            self.blocks = [GatedBlock(channels, config.first_kernel_size, first=True, **dropout)]
-            self.blocks += [
-                GatedBlock(channels, config.kernel_size, **dropout) for _ in range(config.num_residual_blocks)
+            kernels = [config.first_kernel_size, *[config.kernel_size] * config.num_residual_blocks]
+            self.blocks = [
+                GatedBlock(channels, kernel, first=number == 0, last=number == len(kernels) - 1, **dropout)
+                for number, kernel in enumerate(kernels)
             ]
             for block in self.blocks:  # they are not called as layers
                 block.build((None, *config.grid_shape, config.embedding_dim if block.first else channels))

@@ -112,6 +112,19 @@ def test_summary_compares_the_receptive_field_with_the_grid():
         assert lines[-1].endswith(expected) and prior.sees_all == (blocks == 4)
 
 
+@pytest.mark.parametrize("name", [name for name, config in ARCHITECTURES.items() if config.num_slices])
+def test_every_weight_is_trained(name):
+    prior = randomised(ARCHITECTURES[name])
+    codes = tf.constant(some_codes(prior.config, 4))
+    given = {key: tf.constant([0, 1, 1, -1]) for key in prior.condition_sizes}
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(prior({"codes": codes, **given}) ** 2)
+    for weight, gradient in zip(
+        prior.trainable_weights, tape.gradient(loss, [w.value for w in prior.trainable_weights]), strict=True
+    ):
+        assert gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0, weight.path
+
+
 def test_mask_holds_after_training_steps():
     prior = randomised(SMALL)
     prior.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
