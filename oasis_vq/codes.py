@@ -67,6 +67,7 @@ def encode_slices(
     order = np.arange(len(slices))
     if augmentation is not None:
         reading |= {"augmentation": augmentation, "shuffle": True, "first_epoch": view}
+        # Only shuffled streams are augmented: this is the order of that one, which is undone below.
         order = np.array(list(epoch_orders(len(slices), first_epoch=view).as_numpy_iterator()))
     dataset = make_dataset(slices, **reading)
     batches = tqdm(dataset.as_numpy_iterator(), "encoding", len(dataset), unit="batch", leave=False)

@@ -382,7 +382,7 @@ def setup(seed: int = 0) -> None:
 
 def start_tensorflow(seed: int = 0) -> str:
     """Import TensorFlow without its noise, let GPU memory grow, seed everything; return the names of the devices."""
-    # TensorFlow uses oneDNN's convolutions only where there is AVX-512, but they are a quarter faster without it too.
+    # TensorFlow leaves oneDNN's convolutions off on CPUs without AVX-512; they are a quarter faster there too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with _quiet_native_logs():
         import keras
