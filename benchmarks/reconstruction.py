@@ -13,11 +13,10 @@ import argparse
 import dataclasses
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
-from turns import in_turns
+from turns import in_turns, training_rate
 
 import oasis_vq as ovq
 from oasis_vq.config import ROOT, start_tensorflow, write_json, write_whole
@@ -40,21 +39,13 @@ def systems(image_size: int) -> dict[str, ovq.VQVAEConfig]:
 
 def images_per_second(configs: dict[str, ovq.VQVAEConfig], images: np.ndarray) -> dict[str, float]:
     """Return the median rate of each configuration's training step, in turns."""
-    models = {}
+    measures = {}
     for name, config in configs.items():
-        models[name] = ovq.VQVAE(config)
-        models[name].compile(optimizer="adam")
-
-    def measure(name: str) -> float:
-        batch = np.resize(images, (configs[name].batch_size, *images.shape[1:]))
-        models[name].train_on_batch(batch)
-        steps = max(1, 320 // len(batch))
-        start = time.perf_counter()
-        for _ in range(steps):
-            models[name].train_on_batch(batch)
-        return steps * len(batch) / (time.perf_counter() - start)
-
-    return in_turns({name: lambda name=name: measure(name) for name in configs})
+        model = ovq.VQVAE(config)
+        model.compile(optimizer="adam")
+        batch = np.resize(images, (config.batch_size, *images.shape[1:]))
+        measures[name] = training_rate(model, batch, steps=max(1, 320 // len(batch)))
+    return in_turns(measures)
 
 
 def row_file(arguments: argparse.Namespace, name: str) -> Path:

@@ -5,21 +5,44 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
 
 TURNS = 5
 Result = tuple[list[tuple[list[str], list[list[str]]]], dict]
 """Of a benchmark: tables, each a header and rows of cells, and the values for the JSON file."""
 
 
-def in_turns(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
+def in_turns(measures: dict[str, Callable[[], float]], turns: int = TURNS) -> dict[str, float]:
     """Return the median of each measure over turns in which each runs once."""
     values: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, measure in measures.items():
             values[name].append(measure())
     return {name: statistics.median(found) for name, found in values.items()}
+
+
+def training_rate(model: "keras.Model", batch: object, *, steps: int) -> Callable[[], float]:
+    """Return a function that trains a compiled model on this batch for some steps and returns items a second."""
+    import tensorflow as tf
+
+    batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    model.make_train_function()
+
+    def measure(steps: int = steps) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            logs = model.train_function(batches)
+        next(iter(logs.values())).numpy()
+        return steps * model.config.batch_size / (time.perf_counter() - start)
+
+    measure(2)
+    return measure
 
 
 @contextlib.contextmanager

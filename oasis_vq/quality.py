@@ -234,6 +234,8 @@ def two_sample_accuracy(
     Source: Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
     """
     generator = np.random.default_rng(seed)
+    classifier = _classifier(first.shape[1:], seed)
+    untrained = [variable.numpy() for variable in classifier.optimizer.variables]
     accuracies = []
     for repeat in range(num_repeats):
         halves: tuple[list, list] = ([], [])
@@ -243,7 +245,10 @@ def two_sample_accuracy(
             for half, rows in zip(halves, (chosen, ~chosen), strict=True):
                 half.append((images[rows], np.full(rows.sum(), label, np.float32)))
         train, score = (_balanced(half, generator) for half in halves)
-        classifier = _classifier(first.shape[1:], seed + repeat)
+        # Anew, but not compiled anew, which takes longer than the training.
+        classifier.set_weights(_classifier(first.shape[1:], seed + repeat).get_weights())
+        for variable, value in zip(classifier.optimizer.variables, untrained, strict=True):
+            variable.assign(value)
         for images, labels in _batches(*train, generator, num_epochs=15):
             classifier.train_on_batch(images, labels)
         images, labels = score
@@ -286,4 +291,5 @@ def _classifier(shape: tuple[int, ...], seed: int) -> keras.Model:
     layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1, kernel_initializer=weights())]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
+    model.optimizer.build(model.trainable_variables)
     return model
