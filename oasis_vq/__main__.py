@@ -30,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if stop.code else 0
     try:
         command()
-    except KeyboardInterrupt:
-        hint = " The same command again goes on from there." if command.func in RESUMES else ""
-        print(f"Stopped.{hint}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        hint = "The same command again goes on from there." if command.func in RESUMES else ""
+        print(f"Stopped. {stop or hint}".rstrip(), file=sys.stderr)
         return 1
     except Exception as error:
-        if not isinstance(error, (ValueError, OSError, *_native_errors())):
+        if not isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError, *_native_errors())):
             raise  # a fault of ours: its traceback is wanted
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -63,12 +63,55 @@ class TrainingLog(keras.callbacks.Callback):
         writer.writerows(self.rows)
         write_whole(self.file, text.getvalue().encode())
         self.epoch.assign(epoch + 1)
-        self.manager.save(checkpoint_number=epoch + 1)
+        try:
+            self.manager.save(checkpoint_number=epoch + 1)
+        except tf.errors.OpError as error:
+            reason = " ".join(error.message.split())[:200]
+            raise OSError(
+                f"{self.file.parent}: no checkpoint could be written after epoch {epoch + 1} ({reason}). Is the disk "
+                "full? What was kept before is whole: the same call goes on from there."
+            ) from None
         shown = self.model.score
         self.progress.set_postfix({"epoch": epoch + 1, shown: values[shown], "val": values[f"val_{shown}"]})
 
     def on_train_end(self, logs=None) -> None:
         self.progress.close()
+
+
+class FiniteLoss(keras.callbacks.Callback):
+    """Stops a training whose loss is no longer a number, before anything of it is kept.
+
+    Args:
+        folder: of the training, for the message.
+
+    Raises:
+        FloatingPointError: with step, learning rate and where the last good state is.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        self._check(logs, f"in step {batch + 1}")
+
+    def on_test_end(self, logs=None) -> None:
+        self._check(logs, "in validation")
+
+    def _check(self, logs: dict, place: str) -> None:
+        faulty = [name for name, value in logs.items() if not np.isfinite(value)]
+        if faulty:
+            rate = float(self.model.optimizer.learning_rate)
+            kept = f"The checkpoint after epoch {self.epoch} stays" if self.epoch else "No epoch is done"
+            raise FloatingPointError(
+                f"{self.folder.stem}: {faulty[0]} is {float(logs[faulty[0]])} {place} of epoch {self.epoch + 1}, at a "
+                f"learning rate of {rate:.3g}. {kept}; the same call would come to the same. Begin anew "
+                "(restart=True, --restart) with a lower learning rate, longer warm-up or another seed."
+            )
 
 
 class BestWeights(keras.callbacks.Callback):

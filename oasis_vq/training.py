@@ -4,9 +4,14 @@ A model folder is built beside its place, in `<name>.partial`, and renamed when 
 whole.
 """
 
+import contextlib
 import importlib.util
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from oasis_vq.callbacks import BestWeights, ReconstructionGrid, SampleGrid, TrainingLog
+from oasis_vq.callbacks import BestWeights, FiniteLoss, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig, write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
@@ -40,8 +45,8 @@ def fit_or_load(
 ) -> VQVAE | PixelCNN:
     """Load the model of this name if it has been trained with this configuration, else train it.
 
-    A training that was interrupted goes on after its last finished epoch. The model is that of the epoch with the best
-    validation score.
+    A training that was interrupted, by Ctrl-C, SIGTERM or a crash, goes on after its last finished epoch when it is
+    asked for again. The model is that of the epoch with the best validation score.
 
     Args:
         name: of a folder in `Paths.models`, or a path.
@@ -55,7 +60,10 @@ def fit_or_load(
 
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
-            data guard finds an error.
+            data guard finds an error. If no checkpoint can be read.
+        FloatingPointError: if the loss is not a number; the checkpoints of the epochs before stay.
+        MemoryError: if a batch does not fit into memory.
+        OSError: if the folder cannot be written, or the disk is full.
     """
     if isinstance(config, PriorConfig):
         config = config.conditioned_by(index)
@@ -68,23 +76,66 @@ def fit_or_load(
     if in_use(folder) and not restart:
         return load_model(folder, record["model"])
 
+    _require_writable(folder.parent)
     for note in checked(index):
         print(f"note: {note}")
-    keras.utils.set_random_seed(config.seed)
-    if vqvae is None:
-        training = _train_vqvae(config, index, partial, cache=cache)
-    else:
-        training = _train_prior(config, index, partial, vqvae=vqvae)
-    if restart:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / "config.json", record)
-    _fit(training, partial, callbacks)
+    with _stoppable(partial, config):
+        keras.utils.set_random_seed(config.seed)
+        if vqvae is None:
+            training = _train_vqvae(config, index, partial, cache=cache)
+        else:
+            training = _train_prior(config, index, partial, vqvae=vqvae)
+        if restart:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
+        write_json(partial / "config.json", record)
+        _fit(training, partial, callbacks)
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return load_model(folder, record["model"])
+
+
+def _require_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and raise OSError if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from None
+
+
+@contextlib.contextmanager
+def _stoppable(folder: Path, config: VQVAEConfig | PriorConfig) -> Iterator[None]:
+    """Let SIGTERM, as clusters send it, stop a training as Ctrl-C does, and say how it goes on; explain a full memory.
+
+    Python hears a signal when TensorFlow returns: after the current step.
+    """
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = max(_checkpoints(folder), default=0)
+        raise KeyboardInterrupt(
+            f"{folder.stem}: {done} of {config.epochs} epochs are kept, and the same call goes on after them."
+        ) from None
+    except tf.errors.ResourceExhaustedError as error:
+        if "OOM" not in str(error):
+            raise  # a full disk is one, too
+        raise MemoryError(
+            f"{folder.stem}: a batch of {config.batch_size} does not fit into memory. Use a smaller batch "
+            "(--batch-size), or a smaller network or image; restart=True (--restart) if epochs are done."
+        ) from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -184,16 +235,10 @@ def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.
     best = BestWeights(model, training.patience)
     checkpoint = tf.train.Checkpoint(state=state, epoch=epoch, best=best.variables)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=2)
-    if manager.latest_checkpoint:
-        try:
-            checkpoint.restore(manager.latest_checkpoint).assert_consumed()
-        except AssertionError:
-            raise ValueError(
-                f"{folder} was begun by another version, which kept other things: restart=True (--restart) begins anew."
-            ) from None
+    if _restored(checkpoint, folder):
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
     first_epoch = int(epoch)
-    followers = [*callbacks, best, training.picture]
+    followers = [FiniteLoss(folder), *callbacks, best, training.picture]
     if importlib.util.find_spec("tensorboard"):
         followers.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
     if getattr(config, "weight_average", 0):  # after those that want the averages, which are validated
@@ -215,6 +260,7 @@ def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.
     finished.set_weights(model.get_weights())
     finished.save(folder / "model.keras")
     history = read_history(folder)
+    print(_summary(folder.stem, history, training.num_items, model.score))
     best_epoch = len(history["epoch"]) - 1 - (int(best.age) if np.isfinite(best.score) else 0)
     write_json(
         folder / "metrics.json",
@@ -224,3 +270,52 @@ def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.
             "training_seconds": float(history["seconds"].sum()),
         },
     )
+
+
+def _restored(checkpoint: tf.train.Checkpoint, folder: Path) -> bool:
+    """Restore the last checkpoint of a training that can be read, and return whether there is one.
+
+    Raises:
+        ValueError: if there are checkpoints, and not one can be read.
+    """
+    checkpoints = _checkpoints(folder)
+    for number in sorted(checkpoints, reverse=True):
+        try:
+            checkpoint.restore(checkpoints[number]).assert_consumed()
+        except AssertionError:
+            raise ValueError(
+                f"{folder} was begun by another version, which kept other things: restart=True (--restart) begins anew."
+            ) from None
+        except Exception as error:  # TensorFlow raises many kinds for a broken file
+            print(f"note: the checkpoint {checkpoints[number]} cannot be read ({' '.join(str(error).split())[:100]})")
+        else:
+            return True
+    if checkpoints:
+        raise ValueError(f"No checkpoint in {folder} can be read: restart=True (--restart) begins anew.")
+    return False
+
+
+def _checkpoints(folder: Path) -> dict[int, str]:
+    """Return the checkpoints of a training by the number of epochs that were done."""
+    files = (file.with_suffix("") for file in (folder / "checkpoints").glob("ckpt-*.index"))
+    return {int(file.name.removeprefix("ckpt-")): str(file) for file in files}
+
+
+def _summary(name: str, history: dict[str, np.ndarray], num_items: int, score: str) -> str:
+    """Return a line that says what a finished training took and came to."""
+    seconds, values = history["seconds"].sum(), history[f"val_{score}"]
+    text = f"{name}: {len(values)} epochs in {seconds / 60:.1f} min ({len(values) * num_items / seconds:,.0f} images/s)"
+    if np.isfinite(values).any():
+        text += f", best {score} in validation {np.nanmin(values):.4g} after epoch {np.nanargmin(values) + 1}"
+    return f"{text}, peak memory {_peak_memory() / 1e9:.1f} GB"
+
+
+def _peak_memory() -> float:
+    """Return the most bytes of memory that this process has used: of the first GPU, or else of the machine."""
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return float("nan")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

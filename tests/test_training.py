@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -346,18 +347,23 @@ import oasis_vq as ovq
 index = ovq.find_slices({cohort!r})
 vqvae = ovq.fit_or_load(pathlib.Path({folder!r}) / "v", dataclasses.replace(VQVAE_CONFIG, epochs=6), index)
 config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", weight_average=0.9, clip_norm=1.0)
-ovq.fit_or_load(pathlib.Path({folder!r}) / "v-prior", config, index, vqvae=vqvae)
+try:
+    ovq.fit_or_load(pathlib.Path({folder!r}) / "v-prior", config, index, vqvae=vqvae)
+except KeyboardInterrupt as stop:
+    sys.exit(f"stopped: {{stop}}")
 """
 
 
 def test_killed_training_ends_where_the_uninterrupted_one_does(tmp_path, cohort):
+    """The VQ-VAE is killed, the prior is told to end."""
+
     def start(name):
         code = KILLED.format(tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path / name))
         with (tmp_path / f"{name}.log").open("w") as log:
             return subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
 
     assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()
-    for awaited in ("v.partial", "v-prior.partial"):
+    for awaited, how in (("v.partial", signal.SIGKILL), ("v-prior.partial", signal.SIGTERM)):
         process = start("killed")
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline and process.poll() is None:
@@ -365,9 +371,10 @@ def test_killed_training_ends_where_the_uninterrupted_one_does(tmp_path, cohort)
             if history.exists() and len(history.read_text().splitlines()) >= 3:
                 break
             time.sleep(0.005)
-        process.kill()
+        process.send_signal(how)
         assert process.wait() != 0
         assert (tmp_path / "killed" / awaited).exists()
+    assert "of 6 epochs are kept, and the same call goes on" in (tmp_path / "killed.log").read_text()
     assert start("killed").wait() == 0, (tmp_path / "killed.log").read_text()
     assert "v-prior: going on after epoch" in (tmp_path / "killed.log").read_text()
     for name, kind in (("v", "VQVAE"), ("v-prior", "PixelCNN")):

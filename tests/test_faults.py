@@ -1,0 +1,131 @@
+"""Planted faults in a training: each is told, what was kept stays whole, and the same call goes on."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import VQVAE_CONFIG
+from test_training import Stop
+
+import oasis_vq as ovq
+from oasis_vq.training import _stoppable
+
+CONFIG = dataclasses.replace(VQVAE_CONFIG, epochs=4)
+
+
+class Plant(keras.callbacks.Callback):
+    """Does something as an epoch, counted from 0, begins."""
+
+    def __init__(self, epoch, what):
+        super().__init__()
+        self.epoch, self.what = epoch, what
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.what(self.model)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, index):
+    """The model of a training without a fault."""
+    return ovq.fit_or_load(tmp_path_factory.mktemp("whole") / "v", CONFIG, index)
+
+
+def assert_ends_as(whole, folder, index):
+    again = ovq.fit_or_load(folder, CONFIG, index)
+    assert ovq.read_history(folder)["epoch"].tolist() == [1, 2, 3, 4]
+    for one, other in zip(again.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_loss_that_is_not_a_number_stops_and_leaves_the_last_good_state(tmp_path, index, whole):
+    def spoil(model):
+        kernel = model.encoder.trainable_weights[0]
+        kernel.assign(kernel * np.nan)
+
+    with pytest.raises(FloatingPointError, match=r"v: \w+ is nan in step 1 of epoch 3, at .*epoch 2"):
+        ovq.fit_or_load(tmp_path / "v", CONFIG, index, callbacks=[Plant(2, spoil)])
+    assert_ends_as(whole, tmp_path / "v", index)
+
+
+def test_learning_rate_that_is_too_high_is_told(tmp_path, index):
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(FloatingPointError, match=r"epoch 1, at a learning rate of .*No epoch is done"):
+        ovq.fit_or_load(tmp_path / "v", config, index)
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("spoilt", ["data-00000-of-00001", pytest.param("index", marks=pytest.mark.slow)])
+def test_broken_checkpoint_falls_back_to_the_one_before(tmp_path, index, whole, capsys, spoilt):
+    with pytest.raises(KeyboardInterrupt, match="v: 3 of 4 epochs are kept"):
+        ovq.fit_or_load(tmp_path / "v", CONFIG, index, callbacks=[Stop(3)])
+    folder = tmp_path / "v.partial" / "checkpoints"
+    file, other = folder / f"ckpt-3.{spoilt}", folder / "ckpt-2.index"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    kept = other.read_bytes()
+    other.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"No checkpoint .* can be read: .*--restart"):
+        ovq.fit_or_load(tmp_path / "v", CONFIG, index)
+    other.write_bytes(kept)
+    capsys.readouterr()
+    assert_ends_as(whole, tmp_path / "v", index)
+    said = capsys.readouterr().out
+    assert "ckpt-3 cannot be read" in said and "going on after epoch 2 of 4" in said
+
+
+FULL = """
+import pathlib, resource, sys
+sys.path.insert(0, {tests!r})
+from test_faults import CONFIG, Plant
+import oasis_vq as ovq
+fill = lambda model: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    ovq.fit_or_load(pathlib.Path({folder!r}), CONFIG, ovq.find_slices({cohort!r}), callbacks=[Plant(2, fill)])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+def test_full_disk_is_told_and_leaves_the_last_good_state(tmp_path, index, cohort, whole):
+    """Files of more than 20 kB cannot be written from the third epoch on: no checkpoint can."""
+    code = FULL.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "v"), cohort=str(cohort))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "no checkpoint could be written after epoch 3" in ended.stdout, ended.stderr
+    assert_ends_as(whole, tmp_path / "v", index)
+
+
+def test_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, index):
+    (tmp_path / "a file").write_text("in the way")
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'a file'} cannot be written")):
+        ovq.fit_or_load(tmp_path / "a file" / "v", CONFIG, index)
+
+
+def test_full_memory_names_the_batch_size(tmp_path):
+    with (
+        pytest.raises(MemoryError, match=r"v: a batch of 8 does not fit into memory.*--batch-size"),
+        _stoppable(tmp_path / "v.partial", CONFIG),
+    ):
+        tf.fill((2**46,), 0.0).numpy()  # more than a process can address
+
+
+def test_code_in_a_model_file_is_refused(tmp_path, models, vqvae):
+    """A Lambda layer holds Python code that loading would run."""
+    folder = tmp_path / "v"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((models / "small" / "config.json").read_bytes())
+    keras.Sequential([keras.Input((1,)), keras.layers.Lambda(lambda x: x + 1)]).save(folder / "model.keras")
+    with pytest.raises(ValueError, match=r"model.keras cannot be loaded .*[Ll]ambda"):
+        ovq.load_vqvae(folder)
+
+
+def test_pickled_objects_in_codes_are_refused(tmp_path):
+    np.savez(tmp_path / "codes.npz", codes=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        ovq.Codes.load(tmp_path / "codes.npz")
