@@ -1,7 +1,7 @@
 """Train priors for the same time each on the codes of a VQ-VAE, and compare what a code of a new person costs.
 
     python benchmarks/priors.py --data DATA --vqvae saved_models/brain128                 all
-    python benchmarks/priors.py --data DATA --vqvae saved_models/brain128 --only gated    one of them
+    python benchmarks/priors.py --data DATA --vqvae saved_models/brain128 --only ours     one of them
 
 Grids a second are measured first, in turns, on a quiet machine; the passes that fit in the time follow from them. What
 has been trained is loaded, and a training that was interrupted goes on. Scores are those on validation codes. Results,
@@ -13,12 +13,10 @@ import dataclasses
 import json
 import math
 import re
-import time
 from pathlib import Path
 
-import keras
 import numpy as np
-from turns import in_turns
+from turns import in_turns, training_rate
 
 import oasis_vq as ovq
 from oasis_vq.config import ROOT, start_tensorflow, write_json, write_whole
@@ -31,43 +29,29 @@ RESULTS = Path(__file__).parent / "results" / "priors"
 def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
     """Return what is compared on the codes of a recipe's VQ-VAE."""
     own = recipe.prior
-    sizes = {"num_channels": 96, "kernel_size": 3, "num_residual_blocks": 8, "num_attention_layers": 1}
-    steady = {"warmup_steps": 200, "weight_average": 0.998, "clip_norm": 1.0}
-    views = {"num_views": 4, "flip_left_right": True, "max_shift": 2}
-    gated = dataclasses.replace(own, architecture="gated", **sizes, **steady, **views)
     configs = {
         "keras_io": dataclasses.replace(ovq.recipe("keras_io").prior, batch_size=own.batch_size),
-        "default": own,
-        "gated": gated,
-        "gated, one view": dataclasses.replace(gated, num_views=1),
-        "gated, no attention": dataclasses.replace(gated, num_attention_layers=0),
-        "gated, twice the dropout": dataclasses.replace(gated, dropout=2 * gated.dropout),
-        "gated, no weight average": dataclasses.replace(gated, weight_average=0.0),
-        "gated, 5x5": dataclasses.replace(gated, kernel_size=5, num_residual_blocks=5),
+        "plain": ovq.PriorConfig(batch_size=own.batch_size),
+        "ours": own,
+        "ours, one view": dataclasses.replace(own, num_views=1),
+        "ours, attention": dataclasses.replace(own, num_attention_layers=1),
+        "ours, twice the dropout": dataclasses.replace(own, dropout=2 * own.dropout),
+        "ours, no weight average": dataclasses.replace(own, weight_average=0.0),
+        "ours, 5x5": dataclasses.replace(own, kernel_size=5, num_residual_blocks=5),
     }
     return {name: config.matched_to(recipe.vqvae) for name, config in configs.items()}
 
 
 def grids_per_second(configs: dict[str, ovq.PriorConfig]) -> dict[str, float]:
     """Return the median rate of each configuration's training step, in turns."""
-    models = {}
+    measures = {}
     for name, config in configs.items():
-        models[name] = ovq.PixelCNN(config)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        models[name].compile(optimizer=build_optimizer(config, 1000), loss=loss)
-
-    def measure(name: str) -> float:
-        config = configs[name]
+        prior = ovq.PixelCNN(config)
+        prior.compile(optimizer=build_optimizer(config, 1000))
         codes = np.random.default_rng(0).integers(0, config.num_embeddings, (config.batch_size, *config.grid_shape))
-        inputs = {"codes": codes} | {key: np.zeros(len(codes), np.int32) for key in models[name].condition_sizes}
-        models[name].train_on_batch(inputs, codes)
-        steps = max(1, 64 // len(codes))
-        start = time.perf_counter()
-        for _ in range(steps):
-            models[name].train_on_batch(inputs, codes)
-        return steps * len(codes) / (time.perf_counter() - start)
-
-    return in_turns({name: lambda name=name: measure(name) for name in configs})
+        inputs = {"codes": codes} | {key: np.zeros(len(codes), np.int32) for key in prior.condition_sizes}
+        measures[name] = training_rate(prior, inputs, steps=max(1, 64 // len(codes)))
+    return in_turns(measures)
 
 
 def main() -> None:

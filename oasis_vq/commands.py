@@ -141,6 +141,7 @@ def train_vqvae(
     limit_train: int | None = None,
     skip_unreadable: bool = False,
     cache: bool = False,
+    deterministic: bool = False,
     restart: bool = False,
 ) -> None:
     """Train a VQ-VAE; a training that was interrupted goes on by itself.
@@ -160,9 +161,10 @@ def train_vqvae(
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
         cache: whether slices are decoded once, into a file: for GPUs that wait for the PNG files.
+        deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
         restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
-    device = _start(seed)
+    device = _start(seed, deterministic=deterministic)
     from oasis_vq import recipes
 
     given = {
@@ -215,6 +217,7 @@ def train_prior(
     seed: int = 0,
     limit_train: int | None = None,
     skip_unreadable: bool = False,
+    deterministic: bool = False,
     restart: bool = False,
 ) -> None:
     """Train a PixelCNN prior over the codes of a VQ-VAE; a training that was interrupted goes on by itself.
@@ -230,9 +233,10 @@ def train_prior(
         seed: of weights and order.
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+        deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
         restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
-    device = _start(seed)
+    device = _start(seed, deterministic=deterministic)
     from oasis_vq import folders, recipes
 
     model = folders.load_vqvae(vqvae)
@@ -364,14 +368,14 @@ def evaluate(
         print(f"\n{quality.sample_table(samples)}")
 
 
-def _start(seed: int = 0) -> str:
+def _start(seed: int = 0, *, deterministic: bool = False) -> str:
     """Import TensorFlow quietly and return the devices; figures are drawn without a screen."""
     import matplotlib as mpl
 
     from oasis_vq.config import start_tensorflow
 
     mpl.use("Agg")
-    return start_tensorflow(seed)
+    return start_tensorflow(seed, deterministic=deterministic)
 
 
 def _find(data: Path, limit_train: int | None, *, skip_unreadable: bool):

@@ -124,6 +124,8 @@ class VQVAEConfig(Augmentation):
     """Weight of 1 - SSIM beside that loss; 0 leaves it out."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Of the convolutions; quantizer and losses compute in float32."""
+    jit_compile: bool | None = None
+    """Whether XLA compiles the training step; None leaves it to Keras: yes on GPUs, no on CPUs, where it is slower."""
     learning_rate: float = 1e-3
     """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
@@ -252,6 +254,10 @@ class PriorConfig(Config):
     """Whether half of the views beyond the first are mirrored."""
     max_shift: int = 0
     """Largest random shift of these views along each axis in pixels; black comes in."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of the layers; logits and losses are float32."""
+    jit_compile: bool | None = None
+    """Whether XLA compiles the training step; None leaves it to Keras: yes on GPUs, no on CPUs, where it is slower."""
     learning_rate: float = 1e-3
     """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
@@ -325,8 +331,8 @@ class PriorConfig(Config):
         return dataclasses.replace(
             self,
             num_embeddings=min(self.num_embeddings, 256),
-            num_channels=min(self.num_channels, 96),
-            num_residual_blocks=min(self.num_residual_blocks, 5),
+            num_channels=min(self.num_channels, 48),
+            num_residual_blocks=min(self.num_residual_blocks, 4),
             num_views=1,
             epochs=40,
         )
@@ -368,20 +374,28 @@ def limit_train() -> int | None:
     return None if value is None else int(value)
 
 
-def setup(seed: int = 0) -> None:
+def setup(seed: int = 0, *, deterministic: bool = False) -> None:
     """Prepare a session, and print the device, the data folder and the profile.
 
     Seeds Python, NumPy and TensorFlow, quiets TensorFlow's logs, and lets GPU memory grow. Call it first: the logs
     are quiet only if TensorFlow has not been imported yet; set TF_CPP_MIN_LOG_LEVEL=0 to see them.
+
+    Args:
+        seed: of the session; trainings have their own.
+        deterministic: whether the same calls give bit-identical results on the same machine; see `start_tensorflow`.
     """
-    print(f"device:  {start_tensorflow(seed)}")
+    print(f"device:  {start_tensorflow(seed, deterministic=deterministic)}")
     data = Paths().data
     print(f"data:    {data.name if data else 'phantom cohort (OASIS_VQ_DATA is not set)'}")
     print(f"profile: {profile()}")
 
 
-def start_tensorflow(seed: int = 0) -> str:
-    """Import TensorFlow without its noise, let GPU memory grow, seed everything; return the names of the devices."""
+def start_tensorflow(seed: int = 0, *, deterministic: bool = False) -> str:
+    """Import TensorFlow without its noise, let GPU memory grow, seed everything; return the names of the devices.
+
+    With `deterministic`, for the rest of the session, every operation of TensorFlow gives the same bits each time. That
+    costs speed on GPUs.
+    """
     # TensorFlow leaves oneDNN's convolutions off on CPUs without AVX-512; they are a quarter faster there too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with _quiet_native_logs():
@@ -397,6 +411,8 @@ def start_tensorflow(seed: int = 0) -> str:
     except RuntimeError:
         pass  # The GPUs are in use already, by an earlier call in this session: growth is on.
     keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} (TensorFlow {tf.__version__})"
 
@@ -416,6 +432,19 @@ def _quiet_native_logs() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def in_precision(policy: str) -> Iterator[None]:
+    """Build layers with a precision policy, and leave the session's own as it was."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualBlock
-from oasis_vq.config import PriorConfig
+from oasis_vq.config import PriorConfig, in_precision
 from oasis_vq.vqvae import VERB_BATCH_SIZE, checked_codes, in_batches
 
 CONDITIONS = ("slice_index", "label")
@@ -36,8 +36,18 @@ class PixelCNN(keras.Model):
     """What is to fall in validation."""
 
     def __init__(self, config: PriorConfig | dict, **kwargs):
-        super().__init__(**kwargs)
-        self.config = config = config if isinstance(config, PriorConfig) else PriorConfig.from_dict(config)
+        config = config if isinstance(config, PriorConfig) else PriorConfig.from_dict(config)
+        super().__init__(**{**kwargs, "dtype": config.precision})
+        self.config = config
+        with in_precision(config.precision):
+            self._build_layers()
+        self.hiding = keras.random.SeedGenerator(config.seed)
+        self._bits = keras.metrics.Mean("bits_per_code")
+        self._accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+        self({"codes": tf.zeros((1, *config.grid_shape), tf.int32)})  # builds every weight
+
+    def _build_layers(self) -> None:
+        config = self.config
         self.code_embedding = self.build_embedding()
         channels, dropout = config.num_channels, {"dropout": config.dropout}
         if config.architecture == "gated":
@@ -69,8 +79,6 @@ class PixelCNN(keras.Model):
             initializer=keras.initializers.RandomNormal(stddev=0.02) if config.learned_position else "zeros",
             trainable=config.learned_position,
         )
-        self.hiding = keras.random.SeedGenerator(config.seed)
-        self({"codes": tf.zeros((1, *config.grid_shape), tf.int32)})  # builds every weight
 
     def build_embedding(self) -> keras.layers.Layer:
         """Return the layer from codes (...) to vectors (..., embedding_dim); the place for an experiment."""
@@ -221,6 +229,36 @@ class PixelCNN(keras.Model):
         return self.to_logits(x)
 
     @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [self._bits, self._accuracy]
+
+    def train_step(self, data) -> dict[str, tf.Tensor]:
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            logits, nats = self._logits_and_nats(inputs, training=True)
+            # Gradients are summed over devices, and each has the mean over its part of the batch.
+            num_devices = tf.distribute.get_replica_context().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(tf.reduce_mean(nats) / num_devices)
+        # The embeddings' gradients are made dense: Adam in Keras squares each slice of a sparse one by itself.
+        gradients = [tf.convert_to_tensor(part) for part in tape.gradient(scaled, self.trainable_variables)]
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self._record(inputs["codes"], logits, nats)
+
+    def test_step(self, data) -> dict[str, tf.Tensor]:
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._record(inputs["codes"], *self._logits_and_nats(inputs, training=False))
+
+    def _logits_and_nats(self, inputs: dict[str, tf.Tensor], *, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the logits (b, h, w, k), and what each code costs (b, h, w) in nats."""
+        logits = self(inputs, training=training)
+        return logits, tf.nn.sparse_softmax_cross_entropy_with_logits(inputs["codes"], logits)
+
+    def _record(self, codes: tf.Tensor, logits: tf.Tensor, nats: tf.Tensor) -> dict[str, tf.Tensor]:
+        self._bits.update_state(nats / math.log(2))
+        self._accuracy.update_state(codes, logits)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    @property
     def verb_batch_size(self) -> int:
         """How many grids the verbs put through the network at once."""
         positions = math.prod(self.config.grid_shape)
@@ -258,8 +296,8 @@ class PixelCNN(keras.Model):
 
     @tf.function(reduce_retracing=True)
     def _log_prob(self, codes, slice_index, label) -> tf.Tensor:
-        logits = self({"codes": codes, "slice_index": slice_index, "label": label})
-        return -tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(codes, logits), axis=(1, 2))
+        inputs = {"codes": codes, "slice_index": slice_index, "label": label}
+        return -tf.reduce_sum(self._logits_and_nats(inputs, training=False)[1], axis=(1, 2))
 
     def _in_batches(self, function: Callable, codes: np.ndarray, conditions: dict[str, np.ndarray]) -> np.ndarray:
         given = (conditions[name] for name in CONDITIONS)
@@ -281,18 +319,3 @@ class PixelCNN(keras.Model):
                 raise ValueError(f"{name} is {known}. Received: {np.unique(values).tolist()}.")
             checked[name] = values
         return checked
-
-
-@keras.saving.register_keras_serializable("oasis_vq")
-class BitsPerCode(keras.metrics.MeanMetricWrapper):
-    """Mean cross-entropy of codes under logits, in bits."""
-
-    def __init__(self, name: str = "bits_per_code", **kwargs):
-        super().__init__(_bits, name=name, **kwargs)
-
-    def get_config(self) -> dict:
-        return {"name": self.name}
-
-
-def _bits(codes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    return keras.losses.sparse_categorical_crossentropy(codes, logits, from_logits=True) / math.log(2)

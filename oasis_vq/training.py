@@ -24,7 +24,7 @@ from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig, write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
-from oasis_vq.pixelcnn import BitsPerCode, PixelCNN
+from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.slices import SliceIndex, Slices
 from oasis_vq.streams import epoch_orders, load_images, make_dataset
 from oasis_vq.vqvae import VQVAE
@@ -158,7 +158,7 @@ def _train_vqvae(config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache:
     num_items = len(index.train) * (2 if config.upside_down_copies else 1)
     vqvae = VQVAE(config)
     vqvae.adapt(images(index.train))
-    vqvae.compile(optimizer=build_optimizer(config, num_items))
+    vqvae.compile(optimizer=build_optimizer(config, num_items), jit_compile=_jit_compile(config))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
     spread = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
     shown = load_images(index.validate[spread], image_size=config.image_size, fit=config.fit)
@@ -179,9 +179,8 @@ def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae:
     def grids(codes: Codes, rows: tf.data.Dataset) -> tf.data.Dataset:
         inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
 
-        def batch(rows: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            chosen = {name: tf.gather(values, rows) for name, values in inputs.items()}
-            return chosen, chosen["codes"]
+        def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {name: tf.gather(values, rows) for name, values in inputs.items()}
 
         return rows.batch(config.batch_size).map(batch).prefetch(tf.data.AUTOTUNE)
 
@@ -193,11 +192,7 @@ def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae:
 
     train = encode_views(vqvae, index.train, config.augmentation, config.num_views)
     validate = encode_slices(vqvae, index.validate)
-    prior.compile(
-        optimizer=build_optimizer(config, len(index.train)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[BitsPerCode(), "accuracy"],
-    )
+    prior.compile(optimizer=build_optimizer(config, len(index.train)), jit_compile=_jit_compile(config))
     return _Training(
         prior,
         lambda epoch: grids(train, rows(epoch)),
@@ -206,6 +201,10 @@ def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae:
         picture=SampleGrid(vqvae, folder / "samples.png"),
         patience=config.patience,
     )
+
+
+def _jit_compile(config: VQVAEConfig | PriorConfig) -> bool | str:
+    return "auto" if config.jit_compile is None else config.jit_compile
 
 
 def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:

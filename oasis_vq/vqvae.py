@@ -3,14 +3,13 @@
 Source: van den Oord, Vinyals and Kavukcuoglu 2017, Neural Discrete Representation Learning, arXiv:1711.00937.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from oasis_vq.config import VQVAEConfig
+from oasis_vq.config import VQVAEConfig, in_precision
 from oasis_vq.quantizer import CodebookUsage, EMAVectorQuantizer, Perplexity, VectorQuantizer
 
 VERB_BATCH_SIZE = 64
@@ -139,17 +138,6 @@ def structural_similarity(images: tf.Tensor, again: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(luminance * (covariance + 0.03**2) / (variances + 0.03**2))
 
 
-@contextlib.contextmanager
-def _precision(policy: str) -> Iterator[None]:
-    """Build layers with a precision policy, and leave the session's own as it was."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
 @keras.saving.register_keras_serializable("oasis_vq")
 class VQVAE(keras.Model):
     """Vector-quantized variational autoencoder of grey images.
@@ -167,7 +155,7 @@ class VQVAE(keras.Model):
         config = config if isinstance(config, VQVAEConfig) else VQVAEConfig.from_dict(config)
         super().__init__(**{**kwargs, "dtype": config.precision})
         self.config = config
-        with _precision(self.config.precision):
+        with in_precision(self.config.precision):
             self.encoder = build_encoder(self.config)
             self.decoder = build_decoder(self.config)
         self.quantizer = self.build_quantizer()

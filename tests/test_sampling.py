@@ -48,6 +48,22 @@ def test_cached_logits_equal_the_full_forward(name, conditioned):
     np.testing.assert_allclose(cached_logits(prior, codes, **given), full, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_learns_and_its_cached_logits_equal_the_full_forward(precision):
+    """Half precision has 8 or 11 bits, and rounds elsewhere in the two."""
+    config = dataclasses.replace(ARCHITECTURES["gated_attentive"], precision=precision)
+    prior, codes = randomised(config), some_codes(config, 16)
+    assert {weight.dtype for weight in prior.trainable_weights} == {"float32"}
+    full, exact = prior.logits(codes), randomised(ARCHITECTURES["gated_attentive"]).logits(codes)
+    assert full.dtype == np.float32 and 0 < np.abs(full - exact).max() < 0.2
+    np.testing.assert_allclose(cached_logits(prior, codes), full, atol=0.1)
+    prior.compile(keras.optimizers.Adam(0.01))
+    bits = prior.fit({"codes": codes}, epochs=30, batch_size=16, verbose=0).history["bits_per_code"]
+    assert bits[-1] < 0.8 * bits[0]
+    assert ovq.sample_codes(prior, 2).max() < config.num_embeddings
+    assert keras.config.dtype_policy().name == "float32"
+
+
 @pytest.mark.parametrize("name", ["default", "gated_attentive"])
 def test_cached_and_naive_sampling_give_the_same_codes_on_8x8(name):
     prior = randomised(dataclasses.replace(ARCHITECTURES[name], grid_shape=(8, 8), num_embeddings=32))
