@@ -1,9 +1,11 @@
 """Planted faults in a training: each is told, what was kept stays whole, and the same call goes on."""
 
 import dataclasses
+import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -14,6 +16,7 @@ from conftest import VQVAE_CONFIG
 from test_training import Stop
 
 import oasis_vq as ovq
+from oasis_vq.folders import load_model
 from oasis_vq.training import _stoppable
 
 CONFIG = dataclasses.replace(VQVAE_CONFIG, epochs=4)
@@ -129,3 +132,86 @@ def test_pickled_objects_in_codes_are_refused(tmp_path):
     np.savez(tmp_path / "codes.npz", codes=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle"):
         ovq.Codes.load(tmp_path / "codes.npz")
+
+
+LONG = """
+import dataclasses, pathlib, sys
+sys.path.insert(0, {tests!r})
+from oasis_vq.config import start_tensorflow
+start_tensorflow(deterministic=True)
+from conftest import PRIOR_CONFIG, VQVAE_CONFIG
+import oasis_vq as ovq
+index, folder = ovq.find_slices({cohort!r}), pathlib.Path({folder!r})
+if {kind!r} == "prior":
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=60, architecture="gated", weight_average=0.9, clip_norm=1.0)
+    ovq.fit_or_load(folder, config, index, vqvae=ovq.load_vqvae({vqvae!r}))
+else:
+    ovq.fit_or_load(folder, dataclasses.replace(VQVAE_CONFIG, epochs=60, quantizer={kind!r}), index)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gradient", "ema", "prior"])
+def test_training_killed_twenty_times_ends_bit_identical(tmp_path, cohort, models, vqvae, kind):
+    """The moments are random: while it starts, in steps, validations, and while checkpoints are written."""
+
+    def start(name):
+        code = LONG.format(
+            tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path / name), kind=kind,
+            vqvae=str(models / "small"),
+        )  # fmt: skip
+        with (tmp_path / f"{name}.log").open("w") as log:
+            return subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+
+    assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()
+    generator, num_epochs = random.Random(0), 0
+    for kill in range(20):
+        process, partial = start("killed"), tmp_path / "killed.partial"
+        begun = time.monotonic()
+        while kill % 5 and process.poll() is None and time.monotonic() < begun + 120:  # every fifth dies as it starts
+            history = partial / "history.csv"
+            if history.exists() and len(history.read_text().splitlines()) > num_epochs + 1:
+                break
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.8))
+        process.kill()
+        assert process.wait() != 0, f"it was done before kill {kill + 1}: more epochs are needed"
+        num_epochs = len((partial / "history.csv").read_text().splitlines()) - 1 if kill else 0
+    assert start("killed").wait() == 0, (tmp_path / "killed.log").read_text()
+    one, other = (
+        load_model(tmp_path / name, "PixelCNN" if kind == "prior" else "VQVAE") for name in ("whole", "killed")
+    )
+    for value, expected in zip(other.get_weights(), one.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+    first, second = (ovq.read_history(tmp_path / name) for name in ("whole", "killed"))
+    for column in set(first) - {"seconds"}:
+        np.testing.assert_array_equal(second[column], first[column])
+
+
+MEMORY = """
+import dataclasses, pathlib, sys
+sys.path.insert(0, {tests!r})
+from conftest import PRIOR_CONFIG, VQVAE_CONFIG
+import keras
+import oasis_vq as ovq
+
+class Watch(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        print("anonymous", next(line.split()[1] for line in lines if line.startswith("RssAnon:")), flush=True)
+
+index, folder = ovq.find_slices({cohort!r}), pathlib.Path({folder!r})
+vqvae = ovq.fit_or_load(folder / "v", VQVAE_CONFIG, index, callbacks=[Watch()])
+ovq.fit_or_load(folder / "p", PRIOR_CONFIG, index, vqvae=vqvae, callbacks=[Watch()])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_over_the_epochs(tmp_path, cohort):
+    code = MEMORY.format(tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    memory = [int(number) for number in re.findall(r"anonymous (\d+)", ended.stdout)]
+    assert len(memory) == 40
+    for epochs in (memory[:20], memory[20:]):
+        assert epochs[19] < 1.02 * epochs[1], epochs
