@@ -2,7 +2,7 @@
 
 That unlikely codes betray what is not healthy is of Marimont and Tarroni 2021, Anomaly detection through latent space
 restoration using vector quantized variational autoencoders, arXiv:2012.06765. They count codes above a threshold; here
-codes are compared with what is usual at their place, and a slice is as unusual as its most unusual place.
+a slice is as unusual as its most unlikely codes, and maps compare codes with what is usual at their place.
 """
 
 import numpy as np
@@ -19,6 +19,8 @@ from oasis_vq.vqvae import VQVAE
 
 NUM_SLICES_AROUND = 2
 """Slice positions below and above that count as like a slice."""
+UNLIKELY_SHARE = 1 / 32
+"""Share of the codes of a slice, the dearest, that make its score."""
 
 
 class Surprise:
@@ -48,8 +50,13 @@ class Surprise:
         return uniform_filter(maps, size=(1, 3, 3), mode="nearest")
 
     def scores(self, codes: Codes) -> np.ndarray:
-        """Return (n,): how unusual each slice is at its most unusual place."""
-        return self.maps(codes).max(axis=(1, 2))
+        """Return (n,): bits a code of the dearest codes of each slice, mean over `UNLIKELY_SHARE` of all.
+
+        On IXI validation slices this told planted lesions from clean ones better than anything taken from the maps.
+        """
+        bits, _ = code_scores(self.prior, codes)
+        ordered = np.sort(bits.reshape(len(bits), -1), axis=1)
+        return ordered[:, -max(1, round(UNLIKELY_SHARE * ordered.shape[1])) :].mean(axis=1)
 
 
 def plant_lesions(images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +122,7 @@ def find_lesions(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, num: int =
     chosen = index.test[rows]
     codes = Codes(vqvae.encode(images), chosen.slice, chosen.label, chosen.subject, np.full(len(rows), "test"))
     surprise = Surprise(prior, encode_slices(vqvae, index.validate))
-    maps = surprise.maps(codes)
-    scores, planted = maps.max(axis=(1, 2)), np.arange(len(rows)) < half
+    maps, scores, planted = surprise.maps(codes), surprise.scores(codes), np.arange(len(rows)) < half
     return {
         "auroc": float(roc_auc_score(planted, scores)),
         "scores": scores,

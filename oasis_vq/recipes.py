@@ -50,6 +50,11 @@ def _recipe(name: str, description: str, vqvae: VQVAEConfig, prior: PriorConfig)
 # Without the warm-up the first steps at this learning rate can leave the decoder black for good (seen with seed 0).
 _OURS = VQVAEConfig(ssim_weight=4.0, learning_rate=2e-3, warmup_steps=300, epochs=39)
 
+_OUR_PRIOR = PriorConfig(
+    architecture="gated", num_channels=96, kernel_size=3, num_residual_blocks=8, num_views=4, flip_left_right=True,
+    max_shift=2, warmup_steps=200, weight_average=0.998, clip_norm=1.0, epochs=24,
+)  # fmt: skip
+
 _RECIPES = {
     made.name: made
     for made in (
@@ -67,14 +72,15 @@ _RECIPES = {
                 cosine_decay=False, batch_size=128, epochs=30,
             ),
         ),
-        _recipe("default128", "our choice for 128x128 slices", _OURS, PriorConfig()),
+        _recipe("default128", "our choice for 128x128 slices", _OURS, _OUR_PRIOR),
         _recipe(
             "default256", "our choice for 256x256 slices",
-            dataclasses.replace(_OURS, image_size=256, epochs=20), PriorConfig(batch_size=16),
+            dataclasses.replace(_OURS, image_size=256, epochs=20), dataclasses.replace(_OUR_PRIOR, batch_size=16),
         ),
         _recipe(
             "fine128", "four times the codes of default128: the best reconstructions, a longer code for the prior",
-            dataclasses.replace(_OURS, downsampling=4, width=64, epochs=29), PriorConfig(batch_size=16),
+            dataclasses.replace(_OURS, downsampling=4, width=64, epochs=29),
+            dataclasses.replace(_OUR_PRIOR, batch_size=16),
         ),
     )
 }  # fmt: skip

@@ -75,7 +75,9 @@ def sample_codes(
     chunks, starts = [], range(0, n, size)
     band_rows = max(1, BAND_SIZE // width)
     bands = [(row, min(row + band_rows, height)) for row in range(0, height, band_rows)]
-    progress = tqdm(desc="sampling", total=len(starts) * len(bands), disable=len(starts) * len(bands) == 1, unit="band")
+    progress = tqdm(
+        desc="sampling", total=len(starts) * len(bands), disable=len(starts) * len(bands) == 1, unit="band", leave=False
+    )
     for start in starts:
         rows = np.arange(start, start + size) % n  # the last chunk is filled up, and cut below
         drawn, caches = tf.zeros((size, height, width), tf.int32), empty_caches(prior, size) if cached else []
