@@ -382,7 +382,7 @@ def setup(seed: int = 0, *, deterministic: bool = False) -> None:
 
     Args:
         seed: of the session; trainings have their own.
-        deterministic: whether the same calls give bit-identical results on the same machine; see `start_tensorflow`.
+        deterministic: whether the same session, run anew, gives bit-identical results on the same machine.
     """
     print(f"device:  {start_tensorflow(seed, deterministic=deterministic)}")
     data = Paths().data
