@@ -19,8 +19,10 @@ import numpy as np
 from turns import in_turns, training_rate
 
 import oasis_vq as ovq
-from oasis_vq.config import ROOT, start_tensorflow, write_json, write_whole
+from oasis_vq.config import ROOT
 from oasis_vq.evaluation import code_baselines, code_scores
+from oasis_vq.files import write_json, write_whole
+from oasis_vq.runtime import start_tensorflow
 from oasis_vq.training import build_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "priors"

@@ -19,7 +19,9 @@ import numpy as np
 from turns import in_turns, training_rate
 
 import oasis_vq as ovq
-from oasis_vq.config import ROOT, start_tensorflow, write_json, write_whole
+from oasis_vq.config import ROOT
+from oasis_vq.files import write_json, write_whole
+from oasis_vq.runtime import start_tensorflow
 
 RESULTS = Path(__file__).parent / "results" / "reconstruction"
 

@@ -17,7 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from oasis_vq.config import ROOT, start_tensorflow, write_json
+from oasis_vq.config import ROOT
+from oasis_vq.files import write_json
+from oasis_vq.runtime import start_tensorflow
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = ("data", "quantizer", "training", "sampling")

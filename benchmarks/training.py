@@ -13,7 +13,8 @@ from pathlib import Path
 from turns import Result, in_turns, judged, serve, training_rate, worker
 
 import oasis_vq as ovq
-from oasis_vq.config import VQVAEConfig, start_tensorflow
+from oasis_vq.config import VQVAEConfig
+from oasis_vq.runtime import start_tensorflow
 
 STEPS, TURNS = 2, 15
 """Of each network in a turn, and turns: single steps scatter by a quarter where others use the machine."""

@@ -94,7 +94,7 @@ def memory_rise(run: Callable[[], object]) -> float | None:
 def in_its_own_process(module: str, argument: str) -> float | None:
     """Return what `peak_memory(argument)` of a module of this folder returns in a fresh process."""
     code = (
-        "import sys; from oasis_vq.config import start_tensorflow; start_tensorflow();"
+        "import sys; from oasis_vq.runtime import start_tensorflow; start_tensorflow();"
         f"import {module}; print({module}.peak_memory(sys.argv[1]))"
     )
     command, folder = [sys.executable, "-c", code, argument], Path(__file__).parent

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from oasis_vq.config import write_whole
+from oasis_vq.files import write_whole
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.sampling import sample_codes
 from oasis_vq.vqvae import VQVAE

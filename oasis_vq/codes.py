@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from oasis_vq.config import Augmentation, write_whole
+from oasis_vq.config import Augmentation
+from oasis_vq.files import write_whole
 from oasis_vq.slices import SPLITS, SliceIndex, Slices
 from oasis_vq.streams import epoch_orders, make_dataset
 from oasis_vq.vqvae import VQVAE

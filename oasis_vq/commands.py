@@ -307,7 +307,7 @@ def generate(
 
     from oasis_vq import __version__, folders, plots, sampling
     from oasis_vq.codes import Codes
-    from oasis_vq.config import write_json, write_whole
+    from oasis_vq.files import write_json, write_whole
     from oasis_vq.slices import LABELS
 
     model = folders.load_prior(prior)
@@ -350,7 +350,7 @@ def evaluate(
     """
     _start()
     from oasis_vq import evaluation, folders, quality
-    from oasis_vq.config import write_json
+    from oasis_vq.files import write_json
 
     index = _find(data, limit_train, skip_unreadable=skip_unreadable)
     samples: dict = {}
@@ -372,7 +372,7 @@ def _start(seed: int = 0, *, deterministic: bool = False) -> str:
     """Import TensorFlow quietly and return the devices; figures are drawn without a screen."""
     import matplotlib as mpl
 
-    from oasis_vq.config import start_tensorflow
+    from oasis_vq.runtime import start_tensorflow
 
     mpl.use("Agg")
     return start_tensorflow(seed, deterministic=deterministic)

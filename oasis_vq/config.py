@@ -1,15 +1,14 @@
 """Configurations of everything that is trained, the paths, and the set-up of a session."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from oasis_vq.runtime import start_tensorflow
 
 if TYPE_CHECKING:
     from oasis_vq.slices import SliceIndex
@@ -388,91 +387,3 @@ def setup(seed: int = 0, *, deterministic: bool = False) -> None:
     data = Paths().data
     print(f"data:    {data.name if data else 'phantom cohort (OASIS_VQ_DATA is not set)'}")
     print(f"profile: {profile()}")
-
-
-def start_tensorflow(seed: int = 0, *, deterministic: bool = False) -> str:
-    """Import TensorFlow without its noise, let GPU memory grow, seed everything; return the names of the devices.
-
-    With `deterministic`, for the rest of the session, every operation of TensorFlow gives the same bits each time. That
-    costs speed on GPUs.
-    """
-    # TensorFlow leaves oneDNN's convolutions off on CPUs without AVX-512; they are a quarter faster there too.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _quiet_native_logs():
-        import keras
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-    # This pass fails on a convolution whose sum with a skip meets a ReLU, and says so each time; it gains nothing here.
-    tf.config.optimizer.set_experimental_options({"remapping": False})
-    try:
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError:
-        pass  # The GPUs are in use already, by an earlier call in this session: growth is on.
-    keras.utils.set_random_seed(seed)
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} (TensorFlow {tf.__version__})"
-
-
-@contextlib.contextmanager
-def _quiet_native_logs() -> Iterator[None]:
-    """Send what native code writes to file descriptor 2 nowhere: TensorFlow writes before its log level holds."""
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") < "2":
-        yield
-        return
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-@contextlib.contextmanager
-def in_precision(policy: str) -> Iterator[None]:
-    """Build layers with a precision policy, and leave the session's own as it was."""
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write a file that has its name only when all of it is there: a crash leaves the old file or none.
-
-    Args:
-        path: the file; its folder exists.
-        content: what it holds.
-        sync: whether to wait until it is on the disk, so that not even a power cut leaves half of it. Thousands of
-            files in a folder that is not complete yet do without, and `workers.finish` waits for all.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all; numbers that are not finite become null, JSON has none."""
-    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from oasis_vq.config import write_json
+from oasis_vq.files import write_json
 
 BASE_URL = "https://download.nrg.wustl.edu/data"
 HOME_PAGE = "https://sites.wustl.edu/oasisbrains/"

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import imageio.v3 as iio
 from tqdm import tqdm
 
-from oasis_vq.config import write_json, write_whole
+from oasis_vq.files import write_json, write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, ranked
 from oasis_vq.volumes import SliceGeometry, SourceFile, cut_slices, pair_files, read_mask, read_shape, read_volume
 from oasis_vq.workers import finish, is_finished, read_record, run_tasks, start_or_continue

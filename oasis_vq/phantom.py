@@ -21,7 +21,8 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from oasis_vq.config import Paths, limit_train, profile, write_whole
+from oasis_vq.config import Paths, limit_train, profile
+from oasis_vq.files import write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, SliceIndex, find_slices
 from oasis_vq.workers import finish, is_finished, run_tasks, start_or_continue
 

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualBlock
-from oasis_vq.config import PriorConfig, in_precision
+from oasis_vq.config import PriorConfig
+from oasis_vq.runtime import in_precision
 from oasis_vq.vqvae import VERB_BATCH_SIZE, checked_codes, in_batches
 
 CONDITIONS = ("slice_index", "label")

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.colors import ListedColormap, LogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 
-from oasis_vq.config import Paths, write_whole
+from oasis_vq.config import Paths
+from oasis_vq.files import write_whole
 
 GRAY = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
 PANEL = 1.6

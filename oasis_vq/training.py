@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from oasis_vq.callbacks import BestWeights, FiniteLoss, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices, encode_views
-from oasis_vq.config import PriorConfig, VQVAEConfig, write_json
+from oasis_vq.config import PriorConfig, VQVAEConfig
+from oasis_vq.files import write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import PixelCNN

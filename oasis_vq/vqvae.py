@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from oasis_vq.config import VQVAEConfig, in_precision
+from oasis_vq.config import VQVAEConfig
 from oasis_vq.quantizer import CodebookUsage, EMAVectorQuantizer, Perplexity, VectorQuantizer
+from oasis_vq.runtime import in_precision
 
 VERB_BATCH_SIZE = 64
 """Arrays given to encode, decode and the like pass through the network in batches of this many."""

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from oasis_vq.config import write_json
+from oasis_vq.files import write_json
 
 
 def run_tasks(

@@ -6,7 +6,8 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 
-from oasis_vq.config import PriorConfig, VQVAEConfig, start_tensorflow
+from oasis_vq.config import PriorConfig, VQVAEConfig
+from oasis_vq.runtime import start_tensorflow
 
 start_tensorflow()
 

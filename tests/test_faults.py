@@ -137,7 +137,7 @@ def test_pickled_objects_in_codes_are_refused(tmp_path):
 LONG = """
 import dataclasses, pathlib, sys
 sys.path.insert(0, {tests!r})
-from oasis_vq.config import start_tensorflow
+from oasis_vq.runtime import start_tensorflow
 start_tensorflow(deterministic=True)
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 import oasis_vq as ovq

@@ -7,8 +7,8 @@ import pytest
 from skimage.metrics import structural_similarity
 
 import oasis_vq as ovq
-from oasis_vq.config import write_json
 from oasis_vq.evaluation import code_baselines, mean_slices, table
+from oasis_vq.files import write_json
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_replicas_share_one_codebook():
 
 TWO_REPLICAS = """
 import numpy as np
-from oasis_vq.config import start_tensorflow
+from oasis_vq.runtime import start_tensorflow
 
 start_tensorflow()
 import tensorflow as tf

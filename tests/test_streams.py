@@ -122,7 +122,7 @@ def test_half_a_cache_is_never_read(index, cache_folder):
 CACHING = """
 import sys
 import numpy as np
-from oasis_vq.config import start_tensorflow; start_tensorflow()
+from oasis_vq.runtime import start_tensorflow; start_tensorflow()
 import oasis_vq as ovq
 train = ovq.find_slices(sys.argv[1]).train[np.zeros(40_000, int)]
 ovq.cached_images(train, image_size=64)

@@ -11,31 +11,33 @@ import oasis_vq
 
 PACKAGE = Path(oasis_vq.__file__).parent
 ALLOWED = {
-    "config": {"slices"},  # for a type hint alone
+    "files": set(),
+    "runtime": set(),
+    "config": {"runtime", "slices"},  # slices for a type hint alone
     "recipes": {"config"},
     "slices": set(),
     "streams": {"config", "slices"},
     "guard": {"slices"},
-    "workers": {"config"},
-    "phantom": {"config", "slices", "workers"},
+    "workers": {"files"},
+    "phantom": {"config", "files", "slices", "workers"},
     "volumes": {"config"},
-    "ingest": {"config", "slices", "volumes", "workers"},
-    "download": {"config"},
+    "ingest": {"files", "slices", "volumes", "workers"},
+    "download": {"files"},
     "quantizer": set(),
-    "vqvae": {"config", "quantizer"},
+    "vqvae": {"config", "quantizer", "runtime"},
     "causal": set(),
-    "pixelcnn": {"causal", "config", "vqvae"},
+    "pixelcnn": {"causal", "config", "runtime", "vqvae"},
     "sampling": {"pixelcnn", "vqvae"},
     "metrics": set(),
-    "codes": {"config", "slices", "streams", "vqvae"},
+    "codes": {"config", "files", "slices", "streams", "vqvae"},
     "folders": {"config", "pixelcnn", "slices", "vqvae"},
-    "callbacks": {"config", "pixelcnn", "sampling", "vqvae"},
-    "training": {"callbacks", "codes", "config", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
+    "callbacks": {"files", "pixelcnn", "sampling", "vqvae"},
+    "training": {"callbacks", "codes", "config", "files", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "streams", "vqvae"},
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
-    "plots": {"config"},
+    "plots": {"config", "files"},
     "commands": None,  # on top of everything
 }
 

@@ -220,7 +220,7 @@ def test_two_devices_train_as_one():
 
 TWO_DEVICES = """
 import numpy as np
-from oasis_vq.config import start_tensorflow
+from oasis_vq.runtime import start_tensorflow
 
 start_tensorflow()
 import keras
