@@ -5,7 +5,7 @@ prior's doing. The ceiling is another set of held-out slices, of other people; t
 histogram of its grid position.
 """
 
-from collections.abc import Iterator
+import functools
 
 import keras
 import numpy as np
@@ -27,7 +27,9 @@ NUM_FEATURES = 64
 NUM_NEIGHBOURS = 5
 """k of density and coverage."""
 FEATURE_SIZE = 64
-"""Side to which images are averaged down, if they are larger, where the training set is in memory."""
+"""Side to which images are averaged down, if they are larger, for distances and for the classifier."""
+NUM_PASSES = 15
+"""Passes over its training images that a classifier is trained for. So it knew the floor on IXI validation slices."""
 
 
 def evaluate_samples(
@@ -85,11 +87,11 @@ def evaluate_samples(
     reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
     dataset = make_dataset(index.train, **reading, batch_size=64)
     batches = tqdm(dataset.as_numpy_iterator(), "reading", len(dataset), unit="batch", leave=False)
-    train = np.concatenate([_small(part) for part in batches])
+    train = np.concatenate([_flat(part) for part in batches])
     components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
     components.fit(train)
-    features = {name: components.transform(_small(part)) for name, part in images.items()}
-    distances = {name: nearest_distances(_small(part), train) for name, part in images.items()}
+    features = {name: components.transform(_flat(part)) for name, part in images.items()}
+    distances = {name: nearest_distances(_flat(part), train) for name, part in images.items()}
     whole = load_images(chosen["test"], **reading)
     scores: dict = {"test": {}}
     for name in tqdm(("samples", "ceiling", "floor"), "scoring samples", unit="set", leave=False):
@@ -116,12 +118,6 @@ def _whole_people(slices: Slices, most: int, generator: np.random.Generator) -> 
     """Return rows of at most so many slices, person after person in random order; of the last one not all."""
     rows = [np.flatnonzero(slices.subject == person) for person in generator.permutation(np.unique(slices.subject))]
     return np.sort(np.concatenate(rows)[:most])
-
-
-def _small(images: np.ndarray) -> np.ndarray:
-    """Return images (n, size, size, 1) averaged down to at most FEATURE_SIZE, flat (n, pixels)."""
-    factor = max(1, images.shape[1] // FEATURE_SIZE)
-    return tf.nn.avg_pool2d(images, factor, factor, "VALID").numpy().reshape(len(images), -1)
 
 
 def sample_table(report: dict) -> str:
@@ -221,9 +217,10 @@ def two_sample_accuracy(
     seed: int = 0,
     num_repeats: int = 4,
 ) -> float:
-    """Return how often a small CNN says rightly from which of two sets an image is.
+    """Return how often a small CNN says rightly from which of two sets an image is; NaN if one is of one person.
 
-    It is trained on the images of half of the people and scored on those of the others, as many from either set.
+    It is trained on the images of half of the people and scored on those of the others, as many from either set; images
+    above `FEATURE_SIZE` are averaged down.
 
     Args:
         first, second: (n, size, size, 1) and (m, size, size, 1) in [0, 1].
@@ -233,9 +230,11 @@ def two_sample_accuracy(
 
     Source: Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
     """
+    if min(len(np.unique(owners)) for owners in (first_owners, second_owners)) < 2:
+        return float("nan")
     generator = np.random.default_rng(seed)
-    classifier = _classifier(first.shape[1:], seed)
-    untrained = [variable.numpy() for variable in classifier.optimizer.variables]
+    first, second = _averaged_down(first), _averaged_down(second)
+    classifier = _compiled_classifier(first.shape[1:])
     accuracies = []
     for repeat in range(num_repeats):
         halves: tuple[list, list] = ([], [])
@@ -244,17 +243,31 @@ def two_sample_accuracy(
             chosen = np.isin(owners, people[: len(people) // 2])
             for half, rows in zip(halves, (chosen, ~chosen), strict=True):
                 half.append((images[rows], np.full(rows.sum(), label, np.float32)))
-        train, score = (_balanced(half, generator) for half in halves)
-        # Anew, but not compiled anew, which takes longer than the training.
+        (images, labels), (score, truth) = (_balanced(half, generator) for half in halves)
         classifier.set_weights(_classifier(first.shape[1:], seed + repeat).get_weights())
-        for variable, value in zip(classifier.optimizer.variables, untrained, strict=True):
-            variable.assign(value)
-        for images, labels in _batches(*train, generator, num_epochs=15):
-            classifier.train_on_batch(images, labels)
-        images, labels = score
-        logits = in_batches(classifier, images)  # `predict` would warn of so many models
-        accuracies.append(float(((logits[:, 0] > 0) == labels).mean()))
+        for variable in classifier.optimizer.variables:
+            if variable is not classifier.optimizer.learning_rate:
+                variable.assign(np.zeros(variable.shape))
+        mean, deviation = images.mean(), images.std()
+        for _ in range(NUM_PASSES):
+            order = generator.permutation(len(images))
+            for start in range(0, len(order), 32):
+                rows = order[start : start + 32]
+                classifier.train_on_batch((images[rows] - mean) / deviation, labels[rows])
+        logits = in_batches(classifier, (score - mean) / deviation)  # `predict` would warn of so many models
+        accuracies.append(float(((logits[:, 0] > 0) == truth).mean()))
     return float(np.mean(accuracies))
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    """Return images (n, size, size, 1) averaged down, flat (n, pixels)."""
+    return _averaged_down(images).reshape(len(images), -1)
+
+
+def _averaged_down(images: np.ndarray) -> np.ndarray:
+    """Return images (n, size, size, 1) averaged down to at most FEATURE_SIZE."""
+    factor = max(1, images.shape[1] // FEATURE_SIZE)
+    return tf.nn.avg_pool2d(images, factor, factor, "VALID").numpy()
 
 
 def _balanced(sets: list, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -265,31 +278,27 @@ def _balanced(sets: list, generator: np.random.Generator) -> tuple[np.ndarray, n
     )
 
 
-def _batches(
-    images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, *, num_epochs: int, size: int = 32
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for _ in range(num_epochs):
-        order = generator.permutation(len(images))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            mirrored = generator.random(len(rows)) < 0.5
-            yield np.where(mirrored[:, None, None, None], images[rows, :, ::-1], images[rows]), labels[rows]
-
-
 def _classifier(shape: tuple[int, ...], seed: int) -> keras.Model:
-    """Return an untrained CNN from images to one logit."""
+    """Return an untrained CNN from images of mean 0 and deviation 1 to one logit."""
     seeds = iter(range(10 * seed, 10 * seed + 10))
-
-    def weights() -> keras.initializers.Initializer:
-        return keras.initializers.GlorotUniform(seed=next(seeds))
-
-    layers = [keras.Input(shape)]
+    layers: list = [keras.Input(shape)]
     for channels in (16, 32, 64, 64):
-        layers.append(
-            keras.layers.Conv2D(channels, 3, strides=2, padding="same", activation="relu", kernel_initializer=weights())
-        )
-    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1, kernel_initializer=weights())]
-    model = keras.Sequential(layers)
+        weights = keras.initializers.HeNormal(seed=next(seeds))
+        layers += [
+            keras.layers.Conv2D(channels, 3, strides=2, padding="same", kernel_initializer=weights),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.ReLU(),
+        ]
+    weights = keras.initializers.GlorotUniform(seed=next(seeds))
+    return keras.Sequential(
+        [*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1, kernel_initializer=weights)]
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_classifier(shape: tuple[int, ...]) -> keras.Model:
+    """Return a classifier to train: always the same one, as compiling it anew takes longer than training it."""
+    model = _classifier(shape, 0)
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     model.optimizer.build(model.trainable_variables)
     return model

@@ -66,6 +66,8 @@ def test_two_sample_accuracy_knows_equal_from_different():
     spoiled[:, 8:16, 8:16] *= 0.3
     different = quality.two_sample_accuracy(images[0], spoiled, owners, owners, num_repeats=1)
     assert different > 0.95
+    same = np.full(256, "one person")
+    assert np.isnan(quality.two_sample_accuracy(*images, owners, same))
 
 
 def test_images_of_one_person_are_not_learned_by_heart():
