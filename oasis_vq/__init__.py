@@ -25,6 +25,7 @@ _EXPORTS = {
     "codes": ["Codes", "encode_index", "encode_slices"],
     "folders": ["load_prior", "load_vqvae", "read_history"],
     "callbacks": ["ReconstructionGrid"],
+    "devices": ["make_strategy"],
     "training": ["fit_or_load"],
     "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
     "evaluation": ["code_scores", "evaluate_prior", "evaluate_reconstruction"],

@@ -27,10 +27,20 @@ class TrainingLog(keras.callbacks.Callback):
         manager: saves the checkpoints.
         epoch: finished epochs, (); part of the checkpoint.
         num_items: items an epoch.
+        silent: whether there is no bar.
     """
 
-    def __init__(self, folder: Path, manager: tf.train.CheckpointManager, epoch: tf.Variable, num_items: int):
+    def __init__(
+        self,
+        folder: Path,
+        manager: tf.train.CheckpointManager,
+        epoch: tf.Variable,
+        num_items: int,
+        *,
+        silent: bool = False,
+    ):
         super().__init__()
+        self.silent = silent
         self.file = folder / "history.csv"
         self.name = folder.stem
         self.manager = manager
@@ -39,7 +49,8 @@ class TrainingLog(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         total, done = self.params["epochs"] * self.num_items, int(self.epoch) * self.num_items
-        self.progress = tqdm(desc=self.name, total=total, initial=done, unit="image", smoothing=0.05, mininterval=0.5)
+        shown = {"unit": "image", "smoothing": 0.05, "mininterval": 0.5, "disable": self.silent}
+        self.progress = tqdm(desc=self.name, total=total, initial=done, **shown)
         self.rows = []
         if self.file.exists():  # an epoch that was written, but not yet in a checkpoint, is repeated
             with self.file.open(newline="") as file:

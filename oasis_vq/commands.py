@@ -142,6 +142,9 @@ def train_vqvae(
     skip_unreadable: bool = False,
     cache: bool = False,
     deterministic: bool = False,
+    strategy: Literal["mirrored", "multiworker"] | None = None,
+    workers: tuple[str, ...] = (),
+    index: int | None = None,
     restart: bool = False,
 ) -> None:
     """Train a VQ-VAE; a training that was interrupted goes on by itself.
@@ -162,9 +165,13 @@ def train_vqvae(
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
         cache: whether slices are decoded once, into a file: for GPUs that wait for the PNG files.
         deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
+        strategy: all GPUs of this machine (mirrored), or several processes or machines, on each of which this command
+            is given (multiworker); a batch is shared by all.
+        workers: host:port of each process, the first is the chief; if not given, TF_CONFIG says.
+        index: which of the workers this process is, from 0.
         restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
-    device = _start(seed, deterministic=deterministic)
+    device, devices = _start(seed, deterministic=deterministic), _devices(strategy, workers, index)
     from oasis_vq import recipes
 
     given = {
@@ -173,8 +180,8 @@ def train_vqvae(
         "max_shift": max_shift,
     }  # fmt: skip
     config = _with_given(recipes.recipe(recipe).vqvae, given)
-    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
-    _train(out, config, index, device=device, restart=restart, cache=cache)
+    slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    _train(out, config, slices, device=device, restart=restart, cache=cache, strategy=devices)
 
 
 def encode(
@@ -218,6 +225,9 @@ def train_prior(
     limit_train: int | None = None,
     skip_unreadable: bool = False,
     deterministic: bool = False,
+    strategy: Literal["mirrored", "multiworker"] | None = None,
+    workers: tuple[str, ...] = (),
+    index: int | None = None,
     restart: bool = False,
 ) -> None:
     """Train a PixelCNN prior over the codes of a VQ-VAE; a training that was interrupted goes on by itself.
@@ -234,16 +244,20 @@ def train_prior(
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
         deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
+        strategy: all GPUs of this machine (mirrored), or several processes or machines, on each of which this command
+            is given (multiworker); a batch is shared by all.
+        workers: host:port of each process, the first is the chief; if not given, TF_CONFIG says.
+        index: which of the workers this process is, from 0.
         restart: whether to train anew; the model at `out` is replaced when the new one is complete.
     """
-    device = _start(seed, deterministic=deterministic)
+    device, devices = _start(seed, deterministic=deterministic), _devices(strategy, workers, index)
     from oasis_vq import folders, recipes
 
     model = folders.load_vqvae(vqvae)
     given = {"epochs": epochs, "batch_size": batch_size, "condition_on": condition_on, "seed": seed}
     config = _with_given(recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config), given)
-    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
-    _train(out, config, index, device=device, vqvae=model, restart=restart)
+    slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    _train(out, config, slices, device=device, vqvae=model, restart=restart, strategy=devices)
 
 
 def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0) -> None:
@@ -376,6 +390,14 @@ def _start(seed: int = 0, *, deterministic: bool = False) -> str:
 
     mpl.use("Agg")
     return start_tensorflow(seed, deterministic=deterministic)
+
+
+def _devices(strategy: str | None, workers: tuple[str, ...], index: int | None):
+    if strategy is None:
+        return None
+    from oasis_vq.devices import make_strategy
+
+    return make_strategy(strategy, workers=workers, index=index)
 
 
 def _find(data: Path, limit_train: int | None, *, skip_unreadable: bool):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualBlock
 from oasis_vq.config import PriorConfig
+from oasis_vq.devices import reported
 from oasis_vq.runtime import in_precision
 from oasis_vq.vqvae import VERB_BATCH_SIZE, checked_codes, in_batches
 
@@ -229,6 +230,9 @@ class PixelCNN(keras.Model):
             x = layer(x)
         return self.to_logits(x)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        """Do nothing: the network is built. Keras' own builds it from a batch, and among workers no dict is one."""
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         return [self._bits, self._accuracy]
@@ -257,7 +261,7 @@ class PixelCNN(keras.Model):
     def _record(self, codes: tf.Tensor, logits: tf.Tensor, nats: tf.Tensor) -> dict[str, tf.Tensor]:
         self._bits.update_state(nats / math.log(2))
         self._accuracy.update_state(codes, logits)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return reported({metric.name: metric.result() for metric in self.metrics})
 
     @property
     def verb_batch_size(self) -> int:

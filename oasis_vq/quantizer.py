@@ -155,7 +155,7 @@ class EMAVectorQuantizer(_Quantizer):
     probability proportional to their squared distance from the codebook, at the first step from zero: three quarters
     of a brain slice are background, and even draws would put most codes there.
 
-    On several devices the counts and sums are those of the whole batch, and restarts draw from the first device's part.
+    On several devices counts, sums and draws are those of the whole batch.
 
     Args:
         num_embeddings: vectors in the codebook, K.
@@ -220,40 +220,54 @@ class EMAVectorQuantizer(_Quantizer):
     def _restart(self, flat: tf.Tensor) -> None:
         """On schedule, move dead codes, at step 0 all codes, onto latents (n, d) drawn from the batch."""
         step = tf.convert_to_tensor(self.num_steps)
-        state = [tf.convert_to_tensor(part) for part in (self.codebook, self.average_counts, self.average_sums)]
-        state.append(step + 1)
         interval = self.restart_interval or 2**30
-        # Variables are assigned outside of the branch: several devices can only agree on their values there.
         is_due = step % interval == 0
-        codebook, counts, sums, step = tf.cond(is_due, lambda: self._restarted(flat, *state), lambda: state)
-        self.codebook.assign(codebook)
-        self.average_counts.assign(counts)
-        self.average_sums.assign(sums)
-        self.num_steps.assign(step)
+        codebook, counts, sums = (
+            tf.convert_to_tensor(part) for part in (self.codebook, self.average_counts, self.average_sums)
+        )
 
-    def _restarted(
-        self, flat: tf.Tensor, codebook: tf.Tensor, counts: tf.Tensor, sums: tf.Tensor, next_step: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """Return the state after a restart; the same, and this step again, if latents that are not finite are drawn."""
-        step = next_step - 1
+        def distances() -> tf.Tensor:
+            return tf.reduce_sum((flat - tf.gather(codebook, nearest_codes(flat, codebook))) ** 2, axis=1) + 1e-12
+
+        # Devices agree on values, and variables are assigned, outside of the branch: only there they can.
+        weights = tf.cond(is_due, distances, lambda: tf.zeros_like(flat[:, 0]))  # (n,)
+        drawn, is_finite = self._drawn(flat, weights, step)
         share = tf.reduce_mean(counts)
-        dead = tf.logical_or(step == 0, counts < self.DEAD_SHARE * share)  # (k,)
-        distances = tf.reduce_sum((flat - tf.gather(codebook, nearest_codes(flat, codebook))) ** 2, axis=1)  # (n,)
-        rows = tf.random.stateless_categorical(
-            tf.math.log(distances + 1e-12)[None],
-            self.num_embeddings,
-            seed=tf.stack([self.seed, tf.cast(step, tf.int32)]),
-        )[0]
-        drawn = tf.gather(flat, rows)  # (k, d)
-        is_finite = tf.reduce_all(tf.math.is_finite(drawn))
-        dead = tf.logical_and(dead, is_finite)
         fresh = tf.where(step == 0, 1.0, share)
-        return [
-            tf.where(dead[:, None], drawn, codebook),
-            tf.where(dead, fresh, counts),
-            tf.where(dead[:, None], drawn * fresh, sums),
-            tf.where(is_finite, next_step, step),
-        ]
+        dead = is_due & is_finite & ((step == 0) | (counts < self.DEAD_SHARE * share))  # (k,)
+        self.codebook.assign(tf.where(dead[:, None], drawn, codebook))
+        self.average_counts.assign(tf.where(dead, fresh, counts))
+        self.average_sums.assign(tf.where(dead[:, None], drawn * fresh, sums))
+        self.num_steps.assign(tf.where(is_due & ~is_finite, step, step + 1))  # if they are not, at the next step
+
+    def _drawn(self, flat: tf.Tensor, weights: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draw latents from the whole batch with a probability proportional to their weights, with replacement.
+
+        The inverse of the distribution function is taken at as many random numbers as there are codes. On several
+        devices each looks up those that fall among its latents.
+
+        Args:
+            flat: (n, d), the latents on this device.
+            weights: (n,), not negative.
+            step: (), int64, of which the draw is a function.
+
+        Returns:
+            (k, d), the same on every device, and (), whether all is finite.
+        """
+        until = tf.cumsum(weights)  # (n,)
+        replicas = tf.distribute.get_replica_context()
+        several, number = replicas.num_replicas_in_sync > 1, replicas.replica_id_in_sync_group
+        totals = replicas.all_gather(until[-1:], axis=0) if several else until[-1:]  # (devices,)
+        total = tf.reduce_sum(totals)
+        seed = tf.stack([self.seed, tf.cast(step, tf.int32)])
+        targets = tf.random.stateless_uniform((self.num_embeddings,), seed) * total - tf.reduce_sum(totals[:number])
+        rows = tf.minimum(tf.searchsorted(until, targets, side="right"), tf.shape(flat)[0] - 1)  # (k,)
+        drawn = tf.gather(flat, rows)  # (k, d)
+        if several:
+            is_last = number == replicas.num_replicas_in_sync - 1  # takes what rounding leaves over
+            mine = (targets >= 0) & ((targets < until[-1]) | is_last)
+            drawn = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(mine[:, None], drawn, 0.0))
+        return drawn, tf.math.is_finite(total) & tf.reduce_all(tf.math.is_finite(drawn))
 
     def _update(self, flat: tf.Tensor, codes: tf.Tensor) -> None:
         """Move the averages towards the latents (n, d) that chose each code, and the codebook with them."""

@@ -23,7 +23,9 @@ ABANDONED = 3600.0
 """Seconds without a change after which a half-made cache is taken for that of a process that was killed."""
 
 
-def epoch_orders(num_items: int, *, seed: int = 0, first_epoch: int = 0, num_draws: int = 0) -> tf.data.Dataset:
+def epoch_orders(
+    num_items: int, *, seed: int = 0, first_epoch: int = 0, num_draws: int = 0, endless: int = 0
+) -> tf.data.Dataset:
     """Return a dataset of all indices below `num_items`; each pass over it gives the next epoch's order.
 
     The order is a function of (seed, epoch) alone: a run resumed at epoch k sees what it would have seen.
@@ -33,20 +35,44 @@ def epoch_orders(num_items: int, *, seed: int = 0, first_epoch: int = 0, num_dra
         seed: of the orders.
         first_epoch: epoch of the first pass.
         num_draws: if positive, elements are (index, draws) with so many random numbers in [0, 1) each.
+        endless: if positive, a batch size: every pass begins at the first epoch and goes on from epoch to epoch, and
+            leaves out of each what does not fill a batch.
     """
+    num_used = num_items // endless * endless if endless else num_items
     epoch = first_epoch
 
-    def order() -> Iterator[tuple[np.ndarray, ...]]:
+    def next_epoch() -> Iterator[int]:
         nonlocal epoch
-        generator = np.random.default_rng([seed, epoch])
         epoch += 1
-        shuffled = generator.permutation(num_items)
-        yield (shuffled, generator.random((num_items, num_draws), np.float32)) if num_draws else shuffled
+        yield epoch - 1
 
-    indices, draws = tf.TensorSpec((num_items,), tf.int64), tf.TensorSpec((num_items, num_draws), tf.float32)
-    orders = tf.data.Dataset.from_generator(order, output_signature=(indices, draws) if num_draws else indices)
-    items = orders.flat_map(lambda *parts: tf.data.Dataset.from_tensor_slices(parts if num_draws else parts[0]))
-    return items.apply(tf.data.experimental.assert_cardinality(num_items))
+    def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.default_rng([seed, epoch])
+        indices = generator.permutation(num_items)
+        draws = generator.random((num_items, num_draws), np.float32)
+        return indices[:num_used], draws[:num_used]
+
+    def items(epoch: tf.Tensor) -> tf.data.Dataset:
+        indices, draws = tf.numpy_function(order, [epoch], [tf.int64, tf.float32])
+        indices, draws = tf.ensure_shape(indices, (num_used,)), tf.ensure_shape(draws, (num_used, num_draws))
+        return tf.data.Dataset.from_tensor_slices((indices, draws) if num_draws else indices)
+
+    if endless:
+        return tf.data.Dataset.range(first_epoch, 2**31).flat_map(items)
+    epochs = tf.data.Dataset.from_generator(next_epoch, output_signature=tf.TensorSpec((), tf.int64))
+    return epochs.flat_map(items).apply(tf.data.experimental.assert_cardinality(num_items))
+
+
+def part_of_batches(items: tf.data.Dataset, batch_size: int, part: tuple[int, int]) -> tf.data.Dataset:
+    """Return batches of items, and of each only one part: (number, count), the first being 0."""
+    number, count = part
+    size = batch_size // count
+
+    def cut(*batch: tf.Tensor):
+        own = tuple(values[number * size : (number + 1) * size] for values in batch)
+        return own if len(own) > 1 else own[0]
+
+    return items.batch(batch_size, drop_remainder=True).map(cut)
 
 
 def make_dataset(
@@ -61,6 +87,7 @@ def make_dataset(
     augmentation: Augmentation | None = None,
     conditions: bool = False,
     cache: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> tf.data.Dataset:
     """Stream slices from disk in batches.
 
@@ -75,6 +102,8 @@ def make_dataset(
         augmentation: changes to the images; their random part is a function of (seed, epoch). Needs `shuffle`.
         conditions: whether a batch is (images, {"slice_index": (batch,), "label": (batch,)}), both int32.
         cache: whether images are read from a file of decoded ones, made first if it is not there (`cached_images`).
+        part: (number, count), if only one part of so many of each batch is wanted, the first being 0. A last batch
+            that is not whole is then left out, and a shuffled stream goes on with the next epoch instead of ending.
 
     Returns:
         Dataset of (batch, image_size, image_size, 1), float32 in [0, 1].
@@ -90,9 +119,12 @@ def make_dataset(
     num_slices = len(slices)
     copies = 2 if augmentation.upside_down_copies else 1
     if shuffle:
-        items = epoch_orders(num_slices * copies, seed=seed, first_epoch=first_epoch, num_draws=3)
+        endless = batch_size if part else 0
+        items = epoch_orders(num_slices * copies, seed=seed, first_epoch=first_epoch, num_draws=3, endless=endless)
     else:
         items = tf.data.Dataset.range(num_slices).map(lambda index: (index, tf.zeros(3)))
+    if part is not None:
+        items, batch_size = part_of_batches(items, batch_size, part).unbatch(), batch_size // part[1]
     given = {"slice_index": tf.constant(slices.slice), "label": tf.constant(slices.label)}
 
     def finish(indices: tf.Tensor, draws: tf.Tensor, images: tf.Tensor):

@@ -22,12 +22,13 @@ import tensorflow as tf
 from oasis_vq.callbacks import BestWeights, FiniteLoss, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig
+from oasis_vq.devices import is_chief, spread, wait_for_all
 from oasis_vq.files import write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.slices import SliceIndex, Slices
-from oasis_vq.streams import epoch_orders, load_images, make_dataset
+from oasis_vq.streams import epoch_orders, load_images, make_dataset, part_of_batches
 from oasis_vq.vqvae import VQVAE
 
 NUM_SHOWN = 8
@@ -43,6 +44,7 @@ def fit_or_load(
     restart: bool = False,
     cache: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    strategy: tf.distribute.Strategy | None = None,
 ) -> VQVAE | PixelCNN:
     """Load the model of this name if it has been trained with this configuration, else train it.
 
@@ -58,16 +60,25 @@ def fit_or_load(
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
         callbacks: of Keras, beside what is always there: history.csv and checkpoints; reconstructions.png, slices of
             validate over their reconstructions, or a prior's samples.png; TensorBoard's logs if it is installed.
+        strategy: of `make_strategy`: spreads each batch over several devices; an epoch leaves out what does not fill a
+            batch. Every process of a multi-worker training makes the same call, with the same folders.
 
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
-            data guard finds an error. If no checkpoint can be read.
+            data guard finds an error. If no checkpoint can be read. If the batch size is no multiple of the devices.
         FloatingPointError: if the loss is not a number; the checkpoints of the epochs before stay.
         MemoryError: if a batch does not fit into memory.
         OSError: if the folder cannot be written, or the disk is full.
     """
     if isinstance(config, PriorConfig):
         config = config.conditioned_by(index)
+    strategy = strategy or tf.distribute.get_strategy()
+    devices, least = strategy.num_replicas_in_sync, min(len(index.train), len(index.validate))
+    if devices > 1 and (config.batch_size % devices or config.batch_size > least):
+        raise ValueError(
+            f"On several devices batch_size is a multiple of their number ({devices}), and at most the slices of a "
+            f"split ({least}). Received: {config.batch_size}."
+        )
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
     record = new_record(config, index, folder, vqvae)
@@ -83,18 +94,25 @@ def fit_or_load(
     with _stoppable(partial, config):
         keras.utils.set_random_seed(config.seed)
         if vqvae is None:
-            training = _train_vqvae(config, index, partial, cache=cache)
+            training = _train_vqvae(config, index, partial, cache=cache, strategy=strategy)
         else:
-            training = _train_prior(config, index, partial, vqvae=vqvae)
-        if restart:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(exist_ok=True)
-        write_json(partial / "config.json", record)
-        _fit(training, partial, callbacks)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.replace(folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            training = _train_prior(config, index, partial, vqvae=vqvae, strategy=strategy)
+        if is_chief(strategy):
+            if restart:
+                shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(exist_ok=True)
+            write_json(partial / "config.json", record)
+        wait_for_all(strategy)
+        if is_chief(strategy):
+            _fit(training, partial, partial, callbacks)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.replace(folder)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        else:
+            with tempfile.TemporaryDirectory() as own:
+                _fit(training, partial, Path(own), callbacks)
+        wait_for_all(strategy)
     return load_model(folder, record["model"])
 
 
@@ -141,71 +159,85 @@ def _stoppable(folder: Path, config: VQVAEConfig | PriorConfig) -> Iterator[None
 
 @dataclass(frozen=True)
 class _Training:
-    """A compiled model and its streams; `stream(epoch)` begins with the order of that epoch."""
+    """A compiled model and what it is trained on.
+
+    `stream(epoch, part)` begins with the order of that epoch; `part` as in `make_dataset`.
+    """
 
     model: VQVAE | PixelCNN
-    stream: Callable[[int], tf.data.Dataset]
-    validation: tf.data.Dataset
+    stream: Callable[[int, tuple[int, int] | None], tf.data.Dataset]
+    validation: Callable[[tuple[int, int] | None], tf.data.Dataset]
     num_items: int
     picture: keras.callbacks.Callback
     patience: int = 0
 
 
-def _train_vqvae(config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache: bool) -> _Training:
-    def images(part: Slices, **options) -> tf.data.Dataset:
+def _train_vqvae(
+    config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache: bool, strategy: tf.distribute.Strategy
+) -> _Training:
+    def images(slices: Slices, **options) -> tf.data.Dataset:
         reading = {"image_size": config.image_size, "fit": config.fit, "cache": cache}
-        return make_dataset(part, **reading, batch_size=config.batch_size, **options)
+        return make_dataset(slices, **reading, batch_size=config.batch_size, **options)
 
     num_items = len(index.train) * (2 if config.upside_down_copies else 1)
-    vqvae = VQVAE(config)
+    with strategy.scope():
+        vqvae = VQVAE(config)
+        _compile(vqvae, num_items)
     vqvae.adapt(images(index.train))
-    vqvae.compile(optimizer=build_optimizer(config, num_items), jit_compile=_jit_compile(config))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
-    spread = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
-    shown = load_images(index.validate[spread], image_size=config.image_size, fit=config.fit)
+    rows = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
+    shown = load_images(index.validate[rows], image_size=config.image_size, fit=config.fit)
     return _Training(
         vqvae,
-        lambda epoch: images(index.train, first_epoch=epoch, **order),
-        images(index.validate),
+        lambda epoch, part: images(index.train, first_epoch=epoch, part=part, **order),
+        lambda part: images(index.validate, part=part),
         num_items,
         picture=ReconstructionGrid(shown, folder / "reconstructions.png"),
     )
 
 
-def _train_prior(config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae: VQVAE) -> _Training:
-    prior = PixelCNN(config)
+def _train_prior(
+    config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae: VQVAE, strategy: tf.distribute.Strategy
+) -> _Training:
+    with strategy.scope():
+        prior = PixelCNN(config)
+        _compile(prior, len(index.train))
     if not prior.sees_all:
         print(f"note: {prior.sight}")
 
-    def grids(codes: Codes, rows: tf.data.Dataset) -> tf.data.Dataset:
+    def grids(codes: Codes, rows: tf.data.Dataset, part: tuple[int, int] | None) -> tf.data.Dataset:
         inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
 
         def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
             return {name: tf.gather(values, rows) for name, values in inputs.items()}
 
-        return rows.batch(config.batch_size).map(batch).prefetch(tf.data.AUTOTUNE)
+        size = config.batch_size
+        batches = rows.batch(size) if part is None else part_of_batches(rows, size, part)
+        return batches.map(batch).prefetch(tf.data.AUTOTUNE)
 
     def in_a_view(row: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         return tf.cast(draws[0] * config.num_views, tf.int64) * len(index.train) + row
 
-    def rows(epoch: int) -> tf.data.Dataset:
-        return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, num_draws=1).map(in_a_view)
+    def rows(epoch: int, part: tuple[int, int] | None) -> tf.data.Dataset:
+        options = {"num_draws": 1, "endless": config.batch_size if part else 0}
+        return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, **options).map(in_a_view)
 
     train = encode_views(vqvae, index.train, config.augmentation, config.num_views)
     validate = encode_slices(vqvae, index.validate)
-    prior.compile(optimizer=build_optimizer(config, len(index.train)), jit_compile=_jit_compile(config))
     return _Training(
         prior,
-        lambda epoch: grids(train, rows(epoch)),
-        grids(validate, tf.data.Dataset.range(len(validate))),
+        lambda epoch, part: grids(train, rows(epoch, part), part),
+        lambda part: grids(validate, tf.data.Dataset.range(len(validate)), part),
         len(index.train),
         picture=SampleGrid(vqvae, folder / "samples.png"),
         patience=config.patience,
     )
 
 
-def _jit_compile(config: VQVAEConfig | PriorConfig) -> bool | str:
-    return "auto" if config.jit_compile is None else config.jit_compile
+def _compile(model: VQVAE | PixelCNN, num_items: int) -> None:
+    jit_compile = "auto" if model.config.jit_compile is None else model.config.jit_compile
+    model.compile(optimizer=build_optimizer(model.config, num_items), jit_compile=jit_compile)
+    model.optimizer.build(model.trainable_variables)
 
 
 def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:
@@ -222,38 +254,48 @@ def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.
     # An average over at most a tenth of the steps: it begins at the first weights, which must not last.
     momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
     average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
-    return keras.optimizers.Adam(rate, global_clipnorm=config.clip_norm or None, **average)
+    # Keras limits the part of the gradient that comes from each device.
+    clip_norm = config.clip_norm / tf.distribute.get_strategy().num_replicas_in_sync
+    return keras.optimizers.Adam(rate, global_clipnorm=clip_norm or None, **average)
 
 
-def _fit(training: _Training, folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    """Train in a folder, from its last checkpoint on if there is one, and leave the finished model there."""
-    model, config = training.model, training.model.config
-    model.optimizer.build(model.trainable_variables)
+def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Train in a folder, from its last checkpoint on if there is one, and leave the finished model there.
+
+    A worker that is not the chief has a folder of its own to write to, and leaves nothing.
+    """
+    model, config, leads = training.model, training.model.config, folder == own_folder
     epoch = tf.Variable(0, dtype=tf.int64)
     # By list, not by object: the states of random generators, such as dropout's, are variables that objects leave out.
     state = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
     best = BestWeights(model, training.patience)
     checkpoint = tf.train.Checkpoint(state=state, epoch=epoch, best=best.variables)
-    manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=2)
+    manager = tf.train.CheckpointManager(checkpoint, str(own_folder / "checkpoints"), max_to_keep=2)
     if _restored(checkpoint, folder):
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
     first_epoch = int(epoch)
-    followers = [FiniteLoss(folder), *callbacks, best, training.picture]
-    if importlib.util.find_spec("tensorboard"):
+    followers = [FiniteLoss(folder), *callbacks, best]
+    if leads:
+        followers.append(training.picture)
+    if leads and importlib.util.find_spec("tensorboard"):
         followers.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
     if getattr(config, "weight_average", 0):  # after those that want the averages, which are validated
         followers.append(keras.callbacks.SwapEMAWeights())
-    followers.append(TrainingLog(folder, manager, epoch, training.num_items))
+    followers.append(TrainingLog(own_folder, manager, epoch, training.num_items, silent=not leads))
     if not best.is_over:
+        strategy, size = model.distribute_strategy, config.batch_size
         model.fit(
-            training.stream(first_epoch),
-            validation_data=training.validation,
+            spread(lambda part: training.stream(first_epoch, part), size, strategy),
+            validation_data=spread(training.validation, size, strategy),
+            steps_per_epoch=training.num_items // size if strategy.num_replicas_in_sync > 1 else None,
             initial_epoch=first_epoch,
             epochs=config.epochs,
             callbacks=followers,
             shuffle=False,  # the stream does it
             verbose=0,
         )
+    if not leads:
+        return
     best.restore(model)
     training.picture.draw(model)
     finished = type(model).from_config(model.get_config())  # without the optimizer: a third of the size

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq.config import VQVAEConfig
+from oasis_vq.devices import reported
 from oasis_vq.quantizer import CodebookUsage, EMAVectorQuantizer, Perplexity, VectorQuantizer
 from oasis_vq.runtime import in_precision
 
@@ -235,7 +236,7 @@ class VQVAE(keras.Model):
             mean.update_state(losses[name], sample_weight=tf.shape(codes)[0])  # the last batch may be smaller
         for metric in self._code_metrics:
             metric.update_state(codes)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return reported({metric.name: metric.result() for metric in self.metrics})
 
     @tf.function(reduce_retracing=True)
     def _encode(self, images: tf.Tensor) -> tf.Tensor:

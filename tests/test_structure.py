@@ -23,23 +23,26 @@ ALLOWED = {
     "volumes": {"config"},
     "ingest": {"files", "slices", "volumes", "workers"},
     "download": {"files"},
+    "devices": set(),
     "quantizer": set(),
-    "vqvae": {"config", "quantizer", "runtime"},
+    "vqvae": {"config", "devices", "quantizer", "runtime"},
     "causal": set(),
-    "pixelcnn": {"causal", "config", "runtime", "vqvae"},
+    "pixelcnn": {"causal", "config", "devices", "runtime", "vqvae"},
     "sampling": {"pixelcnn", "vqvae"},
     "metrics": set(),
     "codes": {"config", "files", "slices", "streams", "vqvae"},
     "folders": {"config", "pixelcnn", "slices", "vqvae"},
     "callbacks": {"files", "pixelcnn", "sampling", "vqvae"},
-    "training": {"callbacks", "codes", "config", "files", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"},
+    "training": {
+        "callbacks", "codes", "config", "devices", "files", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"
+    },
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "streams", "vqvae"},
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "plots": {"config", "files"},
     "commands": None,  # on top of everything
-}
+}  # fmt: skip
 
 
 def imported_modules(path):

@@ -1,0 +1,130 @@
+"""Training by several processes, which are one training: same history, same codebooks, and it resumes."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import oasis_vq as ovq
+from oasis_vq.devices import make_strategy
+from oasis_vq.folders import load_model
+
+WORKER = """
+import dataclasses, pathlib, sys
+sys.path.insert(0, {tests!r})
+from conftest import PRIOR_CONFIG, VQVAE_CONFIG
+import keras
+import oasis_vq as ovq
+
+strategy = None
+if {workers!r}:  # before any operation of TensorFlow
+    strategy = ovq.make_strategy("multiworker", workers={workers!r}, index=int(sys.argv[1]))
+
+class Tell(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if {kind!r} == "ema":
+            print("codebook", epoch, self.model.quantizer.codebook.numpy().astype("float64").sum().hex(), flush=True)
+
+index, folder = ovq.find_slices({cohort!r}), pathlib.Path({folder!r})
+if {kind!r} == "prior":
+    steady = dict(dropout=0.0, condition_dropout=0.0, weight_average=0.9, clip_norm=100.0)
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", **steady)
+    ovq.fit_or_load(folder, config, index, vqvae=ovq.load_vqvae({vqvae!r}), strategy=strategy)
+else:
+    config = dataclasses.replace(VQVAE_CONFIG, epochs=6, quantizer={kind!r})
+    ovq.fit_or_load(folder, config, index, callbacks=[Tell()], strategy=strategy)
+"""
+
+
+def free_addresses(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("localhost", 0))
+    addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+@pytest.fixture
+def start(tmp_path, cohort, models, request):
+    """A function that starts the processes of a training; what they print is in <name>-<index>.log."""
+    started = []
+
+    def start(name, kind, count):
+        workers = free_addresses(count) if count > 1 else []
+        if kind == "prior":
+            request.getfixturevalue("vqvae")
+        code = WORKER.format(
+            tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path / name), kind=kind,
+            vqvae=str(models / "small"), workers=workers,
+        )  # fmt: skip
+        processes = []
+        for index in range(count):
+            with (tmp_path / f"{name}-{index}.log").open("a") as log:
+                command = [sys.executable, "-c", code, str(index)]
+                processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        started.extend(processes)
+        return processes
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def assert_same_training(tmp_path, kind, count):
+    one, many = (ovq.read_history(tmp_path / name) for name in ("one", "many"))
+    assert set(one) == set(many) and many["epoch"].tolist() == list(range(1, count + 1))
+    for column in set(one) - {"seconds"}:
+        np.testing.assert_allclose(many[column], one[column], rtol=1e-3, err_msg=column)
+    if kind != "prior":
+        np.testing.assert_array_equal(many["val_codebook_usage"], one["val_codebook_usage"])
+    models = [load_model(tmp_path / name, "PixelCNN" if kind == "prior" else "VQVAE") for name in ("one", "many")]
+    for first, second in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(second, first, rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "kind", ["ema", pytest.param("gradient", marks=pytest.mark.slow), pytest.param("prior", marks=pytest.mark.slow)]
+)
+def test_two_workers_train_as_one(tmp_path, start, kind):
+    assert start("one", kind, 1)[0].wait() == 0, (tmp_path / "one-0.log").read_text()
+    for index, process in enumerate(start("many", kind, 2)):
+        assert process.wait(timeout=300) == 0, (tmp_path / f"many-{index}.log").read_text()
+    assert_same_training(tmp_path, kind, 6)
+    if kind == "ema":
+        logs = [(tmp_path / f"many-{index}.log").read_text() for index in range(2)]
+        told = [re.findall(r"codebook \d \S+", log) for log in logs]
+        assert len(told[0]) == 6 and told[0] == told[1]
+
+
+@pytest.mark.slow
+def test_training_goes_on_after_a_worker_was_killed(tmp_path, start):
+    assert start("one", "ema", 1)[0].wait() == 0, (tmp_path / "one-0.log").read_text()
+    chief, other = start("many", "ema", 2)
+    history = tmp_path / "many.partial" / "history.csv"
+    while not (history.exists() and len(history.read_text().splitlines()) >= 3):
+        assert chief.poll() is None, (tmp_path / "many-0.log").read_text()
+        time.sleep(0.02)
+    other.kill()
+    time.sleep(2)
+    chief.kill()  # as a cluster does with the rest of the job
+    for index, process in enumerate(start("many", "ema", 2)):
+        assert process.wait(timeout=300) == 0, (tmp_path / f"many-{index}.log").read_text()
+    assert "going on after epoch" in (tmp_path / "many-0.log").read_text()
+    assert_same_training(tmp_path, "ema", 6)
+
+
+def test_who_the_workers_are_must_be_known(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match="--workers, --index"):
+        make_strategy("multiworker")
+    with pytest.raises(ValueError, match=r"index is from 0 to 1, one for each worker. Received: 2"):
+        make_strategy("multiworker", workers=["a:1", "b:1"], index=2)
+    assert "TF_CONFIG" not in os.environ
