@@ -394,6 +394,8 @@ def _start(seed: int = 0, *, deterministic: bool = False) -> str:
 
 def _devices(strategy: str | None, workers: tuple[str, ...], index: int | None):
     if strategy is None:
+        if workers or index is not None:
+            raise ValueError("--workers and --index are given with --strategy multiworker.")
         return None
     from oasis_vq.devices import make_strategy
 

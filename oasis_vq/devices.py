@@ -26,6 +26,8 @@ def make_strategy(
     Raises:
         ValueError: if it is not known who the workers are, or which of them this is.
     """
+    if (name == "mirrored" and (workers or index is not None)) or (index is not None and not workers):
+        raise ValueError("workers and index (--workers, --index) are given together, to the strategy multiworker.")
     if name == "mirrored":
         return tf.distribute.MirroredStrategy()
     if workers:
@@ -40,18 +42,31 @@ def make_strategy(
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Return whether this process writes what a training keeps."""
-    return not _has_workers(strategy) or strategy.cluster_resolver.task_id == 0
+    if not _has_workers(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    return resolver.task_type == "chief" or ("chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0)
 
 
-def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Return when every worker has come to this call."""
-    if _has_workers(strategy):
+def wait_for_all(strategy: tf.distribute.Strategy, epoch: int = 0) -> None:
+    """Return when every worker has come to this call.
 
-        @tf.function
-        def meet() -> tf.Tensor:
-            return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones(())), axis=None)
+    Raises:
+        RuntimeError: if they are not at the same epoch.
+    """
+    if not _has_workers(strategy):
+        return
 
-        meet()
+    @tf.function
+    def mean(value: tf.Tensor) -> tf.Tensor:
+        return strategy.reduce(tf.distribute.ReduceOp.MEAN, strategy.run(tf.identity, [value]), axis=None)
+
+    first, second = mean(tf.constant([epoch, epoch**2], tf.float64)).numpy()
+    if abs(second - first**2) > 1e-6:
+        raise RuntimeError(
+            f"The workers have read different checkpoints (this one that of epoch {epoch}): do all of them see the "
+            "same folder? Give the commands again when they do."
+        )
 
 
 def reported(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -61,23 +76,34 @@ def reported(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def spread(
-    make: Callable[[tuple[int, int] | None], tf.data.Dataset], batch_size: int, strategy: tf.distribute.Strategy
+    make: Callable[[int, tuple[int, int] | None], tf.data.Dataset],
+    batch_size: int,
+    strategy: tf.distribute.Strategy,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """Return a stream of batches of which every device takes its part, as if one had taken them whole.
 
+    On several devices it begins again at its end: at an end, counts that need no data are made once too often.
+
     Args:
-        make: returns the stream, or with (number, count) that of a part of each batch.
+        make: given a batch size returns the stream, or with (number, count) that of a part of each batch.
         batch_size: of all devices together; a multiple of their number.
         strategy: knows the devices. If there is only one, the stream is returned as it is made.
     """
     if strategy.num_replicas_in_sync == 1:
-        return make(None)
+        return make(batch_size, None)
 
     def own(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        dataset = make((context.input_pipeline_id, context.num_input_pipelines))
-        return dataset.rebatch(batch_size // strategy.num_replicas_in_sync, drop_remainder=True)
+        dataset = make(batch_size, (context.input_pipeline_id, context.num_input_pipelines))
+        dataset = dataset.rebatch(batch_size // strategy.num_replicas_in_sync, drop_remainder=True).repeat()
+        return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
     return strategy.distribute_datasets_from_function(own)
+
+
+def even_batch_size(num_items: int, batch_size: int, num_devices: int) -> int:
+    """Return the largest batch size, up to this one, that shares items evenly: less than one a device is left over."""
+    each = num_items // num_devices
+    return num_devices * max(size for size in range(1, batch_size // num_devices + 1) if each % size == 0)
 
 
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:

@@ -256,18 +256,20 @@ class EMAVectorQuantizer(_Quantizer):
         """
         until = tf.cumsum(weights)  # (n,)
         replicas = tf.distribute.get_replica_context()
-        several, number = replicas.num_replicas_in_sync > 1, replicas.replica_id_in_sync_group
-        totals = replicas.all_gather(until[-1:], axis=0) if several else until[-1:]  # (devices,)
-        total = tf.reduce_sum(totals)
+        devices, number = replicas.num_replicas_in_sync, replicas.replica_id_in_sync_group
+        totals = until[-1] * tf.one_hot(number, devices)
+        if devices > 1:
+            totals = replicas.all_reduce(tf.distribute.ReduceOp.SUM, totals)
+        bounds = tf.concat([[0.0], tf.cumsum(totals)], axis=0)  # (devices + 1,), where each device's part begins
         seed = tf.stack([self.seed, tf.cast(step, tf.int32)])
-        targets = tf.random.stateless_uniform((self.num_embeddings,), seed) * total - tf.reduce_sum(totals[:number])
-        rows = tf.minimum(tf.searchsorted(until, targets, side="right"), tf.shape(flat)[0] - 1)  # (k,)
-        drawn = tf.gather(flat, rows)  # (k, d)
-        if several:
-            is_last = number == replicas.num_replicas_in_sync - 1  # takes what rounding leaves over
-            mine = (targets >= 0) & ((targets < until[-1]) | is_last)
+        targets = tf.random.stateless_uniform((self.num_embeddings,), seed) * bounds[-1]
+        rows = tf.searchsorted(until, targets - bounds[number], side="right")  # (k,)
+        drawn = tf.gather(flat, tf.clip_by_value(rows, 0, tf.shape(flat)[0] - 1))  # (k, d)
+        if devices > 1:
+            owners = tf.searchsorted(bounds[1:-1], targets, side="right")
+            mine = owners == tf.cast(number, owners.dtype)
             drawn = replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(mine[:, None], drawn, 0.0))
-        return drawn, tf.math.is_finite(total) & tf.reduce_all(tf.math.is_finite(drawn))
+        return drawn, tf.math.is_finite(bounds[-1]) & tf.reduce_all(tf.math.is_finite(drawn))
 
     def _update(self, flat: tf.Tensor, codes: tf.Tensor) -> None:
         """Move the averages towards the latents (n, d) that chose each code, and the codebook with them."""

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,7 +224,7 @@ def _write_cache(file: Path, slices: Slices, *, image_size: int, fit: str) -> No
         )
     paths = tf.data.Dataset.from_tensor_slices(slices.path)
     images = paths.map(lambda path: _read_image(path, image_size, fit), num_parallel_calls=tf.data.AUTOTUNE)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # another process may be making the same
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may be making the same
     shape = (len(slices), image_size, image_size, 1)
     try:
         with partial.open("wb") as out, tqdm(desc="caching", total=len(slices), unit="image", leave=False) as progress:

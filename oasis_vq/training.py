@@ -22,7 +22,7 @@ import tensorflow as tf
 from oasis_vq.callbacks import BestWeights, FiniteLoss, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig
-from oasis_vq.devices import is_chief, spread, wait_for_all
+from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
 from oasis_vq.files import write_json
 from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
@@ -72,13 +72,9 @@ def fit_or_load(
     """
     if isinstance(config, PriorConfig):
         config = config.conditioned_by(index)
-    strategy = strategy or tf.distribute.get_strategy()
-    devices, least = strategy.num_replicas_in_sync, min(len(index.train), len(index.validate))
-    if devices > 1 and (config.batch_size % devices or config.batch_size > least):
-        raise ValueError(
-            f"On several devices batch_size is a multiple of their number ({devices}), and at most the slices of a "
-            f"split ({least}). Received: {config.batch_size}."
-        )
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        strategy = tf.distribute.get_strategy()
+    _require_shares(config, index, strategy.num_replicas_in_sync)
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
     record = new_record(config, index, folder, vqvae)
@@ -114,6 +110,19 @@ def fit_or_load(
                 _fit(training, partial, Path(own), callbacks)
         wait_for_all(strategy)
     return load_model(folder, record["model"])
+
+
+def _require_shares(config: VQVAEConfig | PriorConfig, index: SliceIndex, num_devices: int) -> None:
+    """Raise ValueError if a training cannot be spread over so many devices."""
+    if num_devices == 1:
+        return
+    if config.batch_size % num_devices or config.batch_size > len(index.train) or num_devices > len(index.validate):
+        raise ValueError(
+            f"On several devices batch_size is a multiple of their number ({num_devices}), and at most that of the "
+            f"training slices ({len(index.train)}). Received: {config.batch_size}."
+        )
+    if config.precision == "mixed_float16":  # Keras looks for overflows on one device alone
+        raise ValueError("On several devices precision is float32 or mixed_bfloat16. Received: mixed_float16.")
 
 
 def _require_writable(folder: Path) -> None:
@@ -161,13 +170,14 @@ def _stoppable(folder: Path, config: VQVAEConfig | PriorConfig) -> Iterator[None
 class _Training:
     """A compiled model and what it is trained on.
 
-    `stream(epoch, part)` begins with the order of that epoch; `part` as in `make_dataset`.
+    `stream(epoch, batch_size, part)` begins with the order of that epoch; `part` as in `make_dataset`.
     """
 
     model: VQVAE | PixelCNN
-    stream: Callable[[int, tuple[int, int] | None], tf.data.Dataset]
-    validation: Callable[[tuple[int, int] | None], tf.data.Dataset]
+    stream: Callable[[int, int, tuple[int, int] | None], tf.data.Dataset]
+    validation: Callable[[int, tuple[int, int] | None], tf.data.Dataset]
     num_items: int
+    num_validation: int
     picture: keras.callbacks.Callback
     patience: int = 0
 
@@ -175,23 +185,24 @@ class _Training:
 def _train_vqvae(
     config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache: bool, strategy: tf.distribute.Strategy
 ) -> _Training:
-    def images(slices: Slices, **options) -> tf.data.Dataset:
+    def images(slices: Slices, batch_size: int, **options) -> tf.data.Dataset:
         reading = {"image_size": config.image_size, "fit": config.fit, "cache": cache}
-        return make_dataset(slices, **reading, batch_size=config.batch_size, **options)
+        return make_dataset(slices, **reading, batch_size=batch_size, **options)
 
     num_items = len(index.train) * (2 if config.upside_down_copies else 1)
     with strategy.scope():
         vqvae = VQVAE(config)
         _compile(vqvae, num_items)
-    vqvae.adapt(images(index.train))
+    vqvae.adapt(images(index.train, config.batch_size))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
     rows = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
     shown = load_images(index.validate[rows], image_size=config.image_size, fit=config.fit)
     return _Training(
         vqvae,
-        lambda epoch, part: images(index.train, first_epoch=epoch, part=part, **order),
-        lambda part: images(index.validate, part=part),
+        lambda epoch, batch_size, part: images(index.train, batch_size, first_epoch=epoch, part=part, **order),
+        lambda batch_size, part: images(index.validate, batch_size, part=part),
         num_items,
+        len(index.validate),
         picture=ReconstructionGrid(shown, folder / "reconstructions.png"),
     )
 
@@ -205,30 +216,30 @@ def _train_prior(
     if not prior.sees_all:
         print(f"note: {prior.sight}")
 
-    def grids(codes: Codes, rows: tf.data.Dataset, part: tuple[int, int] | None) -> tf.data.Dataset:
+    def grids(codes: Codes, rows: tf.data.Dataset, size: int, part: tuple[int, int] | None) -> tf.data.Dataset:
         inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
 
         def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
             return {name: tf.gather(values, rows) for name, values in inputs.items()}
 
-        size = config.batch_size
         batches = rows.batch(size) if part is None else part_of_batches(rows, size, part)
         return batches.map(batch).prefetch(tf.data.AUTOTUNE)
 
     def in_a_view(row: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         return tf.cast(draws[0] * config.num_views, tf.int64) * len(index.train) + row
 
-    def rows(epoch: int, part: tuple[int, int] | None) -> tf.data.Dataset:
-        options = {"num_draws": 1, "endless": config.batch_size if part else 0}
+    def rows(epoch: int, size: int, part: tuple[int, int] | None) -> tf.data.Dataset:
+        options = {"num_draws": 1, "endless": size if part else 0}
         return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, **options).map(in_a_view)
 
     train = encode_views(vqvae, index.train, config.augmentation, config.num_views)
     validate = encode_slices(vqvae, index.validate)
     return _Training(
         prior,
-        lambda epoch, part: grids(train, rows(epoch, part), part),
-        lambda part: grids(validate, tf.data.Dataset.range(len(validate)), part),
+        lambda epoch, size, part: grids(train, rows(epoch, size, part), size, part),
+        lambda size, part: grids(validate, tf.data.Dataset.range(len(validate)), size, part),
         len(index.train),
+        len(validate),
         picture=SampleGrid(vqvae, folder / "samples.png"),
         patience=config.patience,
     )
@@ -242,7 +253,8 @@ def _compile(model: VQVAE | PixelCNN, num_items: int) -> None:
 
 def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:
     """Return Adam with the learning rate that the configuration asks for, for a training on so many items."""
-    num_steps = -(-num_items // config.batch_size) * config.epochs
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    num_steps = (num_items // config.batch_size if devices > 1 else -(-num_items // config.batch_size)) * config.epochs
     rate = config.learning_rate
     if config.cosine_decay:
         warmup = min(config.warmup_steps, num_steps // 4)
@@ -255,7 +267,7 @@ def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.
     momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
     average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
     # Keras limits the part of the gradient that comes from each device.
-    clip_norm = config.clip_norm / tf.distribute.get_strategy().num_replicas_in_sync
+    clip_norm = config.clip_norm / devices
     return keras.optimizers.Adam(rate, global_clipnorm=clip_norm or None, **average)
 
 
@@ -273,7 +285,8 @@ def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequenc
     manager = tf.train.CheckpointManager(checkpoint, str(own_folder / "checkpoints"), max_to_keep=2)
     if _restored(checkpoint, folder):
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
-    first_epoch = int(epoch)
+    first_epoch, strategy, size = int(epoch), model.distribute_strategy, config.batch_size
+    wait_for_all(strategy, first_epoch)
     followers = [FiniteLoss(folder), *callbacks, best]
     if leads:
         followers.append(training.picture)
@@ -283,11 +296,15 @@ def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequenc
         followers.append(keras.callbacks.SwapEMAWeights())
     followers.append(TrainingLog(own_folder, manager, epoch, training.num_items, silent=not leads))
     if not best.is_over:
-        strategy, size = model.distribute_strategy, config.batch_size
+        scored, steps = size, {}
+        if strategy.num_replicas_in_sync > 1:
+            scored = even_batch_size(training.num_validation, size, strategy.num_replicas_in_sync)
+            steps["steps_per_epoch"] = training.num_items // size
+            steps["validation_steps"] = training.num_validation // scored
         model.fit(
-            spread(lambda part: training.stream(first_epoch, part), size, strategy),
-            validation_data=spread(training.validation, size, strategy),
-            steps_per_epoch=training.num_items // size if strategy.num_replicas_in_sync > 1 else None,
+            spread(lambda size, part: training.stream(first_epoch, size, part), size, strategy),
+            validation_data=spread(training.validation, scored, strategy),
+            **steps,
             initial_epoch=first_epoch,
             epochs=config.epochs,
             callbacks=followers,

@@ -1,5 +1,6 @@
 """Training by several processes, which are one training: same history, same codebooks, and it resumes."""
 
+import dataclasses
 import os
 import re
 import socket
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import VQVAE_CONFIG
 
 import oasis_vq as ovq
-from oasis_vq.devices import make_strategy
+from oasis_vq.devices import even_batch_size, make_strategy
 from oasis_vq.folders import load_model
+from oasis_vq.training import _require_shares
 
 WORKER = """
 import dataclasses, pathlib, sys
@@ -25,6 +28,11 @@ import oasis_vq as ovq
 strategy = None
 if {workers!r}:  # before any operation of TensorFlow
     strategy = ovq.make_strategy("multiworker", workers={workers!r}, index=int(sys.argv[1]))
+if sys.argv[1] == "mirrored":
+    import tensorflow as tf
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 class Tell(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
@@ -57,7 +65,7 @@ def start(tmp_path, cohort, models, request):
     """A function that starts the processes of a training; what they print is in <name>-<index>.log."""
     started = []
 
-    def start(name, kind, count):
+    def start(name, kind, count, mirrored=False):
         workers = free_addresses(count) if count > 1 else []
         if kind == "prior":
             request.getfixturevalue("vqvae")
@@ -68,7 +76,7 @@ def start(tmp_path, cohort, models, request):
         processes = []
         for index in range(count):
             with (tmp_path / f"{name}-{index}.log").open("a") as log:
-                command = [sys.executable, "-c", code, str(index)]
+                command = [sys.executable, "-c", code, "mirrored" if mirrored else str(index)]
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log))
         started.extend(processes)
         return processes
@@ -104,6 +112,13 @@ def test_two_workers_train_as_one(tmp_path, start, kind):
         assert len(told[0]) == 6 and told[0] == told[1]
 
 
+def test_two_devices_of_a_machine_train_as_one(tmp_path, start):
+    one, many = start("one", "ema", 1)[0], start("many", "ema", 1, mirrored=True)[0]
+    for name, process in (("one", one), ("many", many)):
+        assert process.wait(timeout=300) == 0, (tmp_path / f"{name}-0.log").read_text()
+    assert_same_training(tmp_path, "ema", 6)
+
+
 @pytest.mark.slow
 def test_training_goes_on_after_a_worker_was_killed(tmp_path, start):
     assert start("one", "ema", 1)[0].wait() == 0, (tmp_path / "one-0.log").read_text()
@@ -127,4 +142,24 @@ def test_who_the_workers_are_must_be_known(monkeypatch):
         make_strategy("multiworker")
     with pytest.raises(ValueError, match=r"index is from 0 to 1, one for each worker. Received: 2"):
         make_strategy("multiworker", workers=["a:1", "b:1"], index=2)
+    with pytest.raises(ValueError, match="given together, to the strategy multiworker"):
+        make_strategy("mirrored", workers=["a:1", "b:1"], index=0)
+    with pytest.raises(ValueError, match="given together, to the strategy multiworker"):
+        make_strategy("multiworker", index=0)
     assert "TF_CONFIG" not in os.environ
+
+
+def test_batches_that_devices_cannot_share_are_refused(index):
+    for changed in ({"batch_size": 9}, {"batch_size": 50}, {"precision": "mixed_float16"}):
+        with pytest.raises(ValueError, match=rf"On several devices {next(iter(changed))} is"):
+            _require_shares(dataclasses.replace(VQVAE_CONFIG, **changed), index, 2)
+    _require_shares(VQVAE_CONFIG, index, 2)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "batch_size", "num_devices", "even"),
+    [(1120, 128, 2, 112), (16, 8, 2, 8), (17, 8, 2, 8), (7, 8, 4, 4)],
+)
+def test_validation_leaves_out_less_than_one_slice_a_device(num_items, batch_size, num_devices, even):
+    assert even_batch_size(num_items, batch_size, num_devices) == even
+    assert num_items % even < num_devices or num_items < even
