@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from oasis_vq import __version__
 from oasis_vq.callbacks import BestWeights, FiniteLoss, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig
@@ -58,8 +60,9 @@ def fit_or_load(
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
-        callbacks: of Keras, beside what is always there: history.csv and checkpoints; reconstructions.png, slices of
-            validate over their reconstructions, or a prior's samples.png; TensorBoard's logs if it is installed.
+        callbacks: of Keras, beside what is always there: history.csv, log.txt and checkpoints; reconstructions.png,
+            slices of validate over their reconstructions, or a prior's samples.png; TensorBoard's logs if it is
+            installed.
         strategy: of `make_strategy`: spreads each batch over several devices; an epoch leaves out what does not fill a
             batch. Every process of a multi-worker training makes the same call, with the same folders.
 
@@ -87,7 +90,7 @@ def fit_or_load(
     _require_writable(folder.parent)
     for note in checked(index):
         print(f"note: {note}")
-    with _stoppable(partial, config):
+    with _logged(partial if is_chief(strategy) else None), _stoppable(partial, config):
         keras.utils.set_random_seed(config.seed)
         if vqvae is None:
             training = _train_vqvae(config, index, partial, cache=cache, strategy=strategy)
@@ -133,6 +136,23 @@ def _require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from None
+
+
+def _log(folder: Path | None, text: str) -> None:
+    """Append a line to log.txt of a folder, with the time, if it can be written."""
+    if folder is not None and folder.is_dir():
+        with contextlib.suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+@contextlib.contextmanager
+def _logged(folder: Path | None) -> Iterator[None]:
+    """Log what ends a training before its end."""
+    try:
+        yield
+    except BaseException as error:
+        _log(folder, f"{type(error).__name__}: {error}")
+        raise
 
 
 @contextlib.contextmanager
@@ -285,6 +305,8 @@ def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequenc
     manager = tf.train.CheckpointManager(checkpoint, str(own_folder / "checkpoints"), max_to_keep=2)
     if _restored(checkpoint, folder):
         print(f"{folder.stem}: going on after epoch {int(epoch)} of {config.epochs}")
+    versions = f"oasis_vq {__version__}, TensorFlow {tf.__version__}"
+    _log(own_folder, f"training from epoch {int(epoch) + 1} to {config.epochs} with {versions}")
     first_epoch, strategy, size = int(epoch), model.distribute_strategy, config.batch_size
     wait_for_all(strategy, first_epoch)
     followers = [FiniteLoss(folder), *callbacks, best]
@@ -319,7 +341,9 @@ def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequenc
     finished.set_weights(model.get_weights())
     finished.save(folder / "model.keras")
     history = read_history(folder)
-    print(_summary(folder.stem, history, training.num_items, model.score))
+    summary = _summary(folder.stem, history, training.num_items, model.score)
+    print(summary)
+    _log(folder, summary)
     best_epoch = len(history["epoch"]) - 1 - (int(best.age) if np.isfinite(best.score) else 0)
     write_json(
         folder / "metrics.json",

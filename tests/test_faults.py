@@ -55,6 +55,9 @@ def test_loss_that_is_not_a_number_stops_and_leaves_the_last_good_state(tmp_path
     with pytest.raises(FloatingPointError, match=r"v: \w+ is nan in step 1 of epoch 3, at .*epoch 2"):
         ovq.fit_or_load(tmp_path / "v", CONFIG, index, callbacks=[Plant(2, spoil)])
     assert_ends_as(whole, tmp_path / "v", index)
+    log = (tmp_path / "v" / "log.txt").read_text().splitlines()
+    told = ["training from epoch 1 to 4", "FloatingPointError: v: ", "training from epoch 3 to 4", "v: 4 epochs in"]
+    assert len(log) == 4 and all(text in line for text, line in zip(told, log, strict=True))
 
 
 def test_learning_rate_that_is_too_high_is_told(tmp_path, index):

@@ -28,7 +28,7 @@ def test_model_folder_holds_what_it_should(models, vqvae, prior):
     for name in ("small", "small-prior"):
         files = {path.name for path in (models / name).iterdir()} - {"tensorboard"}
         shown = {"reconstructions.png" if name == "small" else "samples.png"}
-        assert files == {"model.keras", "config.json", "metrics.json", "history.csv"} | shown
+        assert files == {"model.keras", "config.json", "metrics.json", "history.csv", "log.txt"} | shown
         assert not (models / f"{name}.partial").exists()
         metrics = json.loads((models / name / "metrics.json").read_text())
         assert all(isinstance(value, float) for value in metrics.values()) and metrics["num_parameters"] > 1000
