@@ -124,7 +124,8 @@ class VQVAEConfig(Augmentation):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Of the convolutions; quantizer and losses compute in float32."""
     jit_compile: bool | None = None
-    """Whether XLA compiles the training step; None leaves it to Keras: yes on GPUs, no on CPUs, where it is slower."""
+    """Whether XLA compiles the training step; None leaves it to Keras: yes on one GPU, no on several and on CPUs,
+    where it is slower."""
     learning_rate: float = 1e-3
     """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
@@ -256,7 +257,8 @@ class PriorConfig(Config):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Of the layers; logits and losses are float32."""
     jit_compile: bool | None = None
-    """Whether XLA compiles the training step; None leaves it to Keras: yes on GPUs, no on CPUs, where it is slower."""
+    """Whether XLA compiles the training step; None leaves it to Keras: yes on one GPU, no on several and on CPUs,
+    where it is slower."""
     learning_rate: float = 1e-3
     """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
