@@ -78,6 +78,7 @@ def fit_or_load(
     if strategy is None or strategy.num_replicas_in_sync == 1:
         strategy = tf.distribute.get_strategy()
     _require_shares(config, index, strategy.num_replicas_in_sync)
+    leads = is_chief(strategy)
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
     record = new_record(config, index, folder, vqvae)
@@ -90,19 +91,19 @@ def fit_or_load(
     _require_writable(folder.parent)
     for note in checked(index):
         print(f"note: {note}")
-    with _logged(partial if is_chief(strategy) else None), _stoppable(partial, config):
+    with _logged(partial if leads else None), _stoppable(partial, config):
         keras.utils.set_random_seed(config.seed)
         if vqvae is None:
             training = _train_vqvae(config, index, partial, cache=cache, strategy=strategy)
         else:
             training = _train_prior(config, index, partial, vqvae=vqvae, strategy=strategy)
-        if is_chief(strategy):
+        if leads:
             if restart:
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
             write_json(partial / "config.json", record)
         wait_for_all(strategy)
-        if is_chief(strategy):
+        if leads:
             _fit(training, partial, partial, callbacks)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -119,11 +120,13 @@ def _require_shares(config: VQVAEConfig | PriorConfig, index: SliceIndex, num_de
     """Raise ValueError if a training cannot be spread over so many devices."""
     if num_devices == 1:
         return
-    if config.batch_size % num_devices or config.batch_size > len(index.train) or num_devices > len(index.validate):
+    if config.batch_size % num_devices or config.batch_size > len(index.train):
         raise ValueError(
             f"On several devices batch_size is a multiple of their number ({num_devices}), and at most that of the "
             f"training slices ({len(index.train)}). Received: {config.batch_size}."
         )
+    if num_devices > len(index.validate):
+        raise ValueError(f"{num_devices} devices share the slices of validation. Received: {len(index.validate)}.")
     if config.precision == "mixed_float16":  # Keras looks for overflows on one device alone
         raise ValueError("On several devices precision is float32 or mixed_bfloat16. Received: mixed_float16.")
 

@@ -153,6 +153,9 @@ def test_batches_that_devices_cannot_share_are_refused(index):
     for changed in ({"batch_size": 9}, {"batch_size": 50}, {"precision": "mixed_float16"}):
         with pytest.raises(ValueError, match=rf"On several devices {next(iter(changed))} is"):
             _require_shares(dataclasses.replace(VQVAE_CONFIG, **changed), index, 2)
+    few = dataclasses.replace(index, validate=index.validate[:1])
+    with pytest.raises(ValueError, match=r"2 devices share the slices of validation. Received: 1"):
+        _require_shares(VQVAE_CONFIG, few, 2)
     _require_shares(VQVAE_CONFIG, index, 2)
 
 
@@ -162,4 +165,4 @@ def test_batches_that_devices_cannot_share_are_refused(index):
 )
 def test_validation_leaves_out_less_than_one_slice_a_device(num_items, batch_size, num_devices, even):
     assert even_batch_size(num_items, batch_size, num_devices) == even
-    assert num_items % even < num_devices or num_items < even
+    assert num_items % even < num_devices
