@@ -52,7 +52,7 @@ def wait_for_all(strategy: tf.distribute.Strategy, epoch: int = 0) -> None:
     """Return when every worker has come to this call.
 
     Raises:
-        RuntimeError: if they are not at the same epoch.
+        ValueError: if they are not at the same epoch.
     """
     if not _has_workers(strategy):
         return
@@ -63,7 +63,7 @@ def wait_for_all(strategy: tf.distribute.Strategy, epoch: int = 0) -> None:
 
     first, second = mean(tf.constant([epoch, epoch**2], tf.float64)).numpy()
     if abs(second - first**2) > 1e-6:
-        raise RuntimeError(
+        raise ValueError(
             f"The workers have read different checkpoints (this one that of epoch {epoch}): do all of them see the "
             "same folder? Give the commands again when they do."
         )

@@ -68,7 +68,8 @@ def fit_or_load(
 
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
-            data guard finds an error. If no checkpoint can be read. If the batch size is no multiple of the devices.
+            data guard finds an error. If no checkpoint can be read, or the workers read different ones. If the batch
+            size is no multiple of the devices.
         FloatingPointError: if the loss is not a number; the checkpoints of the epochs before stay.
         MemoryError: if a batch does not fit into memory.
         OSError: if the folder cannot be written, or the disk is full.

@@ -27,7 +27,14 @@ import oasis_vq as ovq
 
 strategy = None
 if {workers!r}:  # before any operation of TensorFlow
-    strategy = ovq.make_strategy("multiworker", workers={workers!r}, index=int(sys.argv[1]))
+    index, (first, *others) = int(sys.argv[1]), {workers!r}
+    if {chief}:
+        import json, os
+        task = dict(type="worker", index=index - 1) if index else dict(type="chief", index=0)
+        os.environ["TF_CONFIG"] = json.dumps(dict(cluster=dict(chief=[first], worker=others), task=task))
+        strategy = ovq.make_strategy("multiworker")
+    else:
+        strategy = ovq.make_strategy("multiworker", workers=[first, *others], index=index)
 if sys.argv[1] == "mirrored":
     import tensorflow as tf
     two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -39,7 +46,7 @@ class Tell(keras.callbacks.Callback):
         if {kind!r} == "ema":
             print("codebook", epoch, self.model.quantizer.codebook.numpy().astype("float64").sum().hex(), flush=True)
 
-index, folder = ovq.find_slices({cohort!r}), pathlib.Path({folder!r})
+index, folder = ovq.find_slices({cohort!r}), pathlib.Path(sys.argv[2])
 if {kind!r} == "prior":
     steady = dict(dropout=0.0, condition_dropout=0.0, weight_average=0.9, clip_norm=100.0)
     config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", **steady)
@@ -65,18 +72,19 @@ def start(tmp_path, cohort, models, request):
     """A function that starts the processes of a training; what they print is in <name>-<index>.log."""
     started = []
 
-    def start(name, kind, count, mirrored=False):
+    def start(name, kind, count, mirrored=False, chief=False, folders=()):
         workers = free_addresses(count) if count > 1 else []
         if kind == "prior":
             request.getfixturevalue("vqvae")
         code = WORKER.format(
-            tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path / name), kind=kind,
-            vqvae=str(models / "small"), workers=workers,
+            tests=str(Path(__file__).parent), cohort=str(cohort), kind=kind, vqvae=str(models / "small"),
+            workers=workers, chief=chief,
         )  # fmt: skip
         processes = []
         for index in range(count):
             with (tmp_path / f"{name}-{index}.log").open("a") as log:
-                command = [sys.executable, "-c", code, "mirrored" if mirrored else str(index)]
+                folder = tmp_path / (folders[index] if folders else name)
+                command = [sys.executable, "-c", code, "mirrored" if mirrored else str(index), str(folder)]
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log))
         started.extend(processes)
         return processes
@@ -112,6 +120,7 @@ def test_two_workers_train_as_one(tmp_path, start, kind):
         assert len(told[0]) == 6 and told[0] == told[1]
 
 
+@pytest.mark.slow
 def test_two_devices_of_a_machine_train_as_one(tmp_path, start):
     one, many = start("one", "ema", 1)[0], start("many", "ema", 1, mirrored=True)[0]
     for name, process in (("one", one), ("many", many)):
@@ -119,21 +128,38 @@ def test_two_devices_of_a_machine_train_as_one(tmp_path, start):
     assert_same_training(tmp_path, "ema", 6)
 
 
+def wait_for_epochs(folder, count, *processes):
+    while not ((folder / "history.csv").exists() and len((folder / "history.csv").read_text().splitlines()) > count):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_training_goes_on_after_a_worker_was_killed(tmp_path, start):
+    """The workers are told by TF_CONFIG, with a job for the chief."""
     assert start("one", "ema", 1)[0].wait() == 0, (tmp_path / "one-0.log").read_text()
-    chief, other = start("many", "ema", 2)
-    history = tmp_path / "many.partial" / "history.csv"
-    while not (history.exists() and len(history.read_text().splitlines()) >= 3):
-        assert chief.poll() is None, (tmp_path / "many-0.log").read_text()
-        time.sleep(0.02)
+    chief, other = start("many", "ema", 2, chief=True)
+    wait_for_epochs(tmp_path / "many.partial", 2, chief, other)
     other.kill()
     time.sleep(2)
     chief.kill()  # as a cluster does with the rest of the job
-    for index, process in enumerate(start("many", "ema", 2)):
+    for index, process in enumerate(start("many", "ema", 2, chief=True)):
         assert process.wait(timeout=300) == 0, (tmp_path / f"many-{index}.log").read_text()
     assert "going on after epoch" in (tmp_path / "many-0.log").read_text()
     assert_same_training(tmp_path, "ema", 6)
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_see_the_same_folder_stop(tmp_path, start):
+    """The second finds no checkpoint, and would train from the first epoch on."""
+    alone = start("many", "ema", 1)[0]
+    wait_for_epochs(tmp_path / "many.partial", 2, alone)
+    alone.kill()
+    alone.wait()
+    for index, process in enumerate(start("many", "ema", 2, folders=["many", "elsewhere/many"])):
+        assert process.wait(timeout=300) == 1
+        assert "The workers have read different checkpoints" in (tmp_path / f"many-{index}.log").read_text()
+    assert len(ovq.read_history(tmp_path / "many.partial")["epoch"]) >= 2 and not (tmp_path / "many").exists()
 
 
 def test_who_the_workers_are_must_be_known(monkeypatch):
