@@ -32,7 +32,7 @@ bench: .venv/bench-installed
 	$(BIN)/python benchmarks/run.py
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --durations=0

@@ -48,7 +48,7 @@ def test_cached_logits_equal_the_full_forward(name, conditioned):
     np.testing.assert_allclose(cached_logits(prior, codes, **given), full, atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_half_precision_learns_and_its_cached_logits_equal_the_full_forward(precision):
     """Half precision has 8 or 11 bits, and rounds elsewhere in the two."""
     config = dataclasses.replace(ARCHITECTURES["gated_attentive"], precision=precision)

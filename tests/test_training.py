@@ -103,6 +103,7 @@ def test_best_weights_and_patience_survive_an_interruption(tmp_path, index, vqva
     assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_average_of_weights_is_what_is_validated(tmp_path, index, vqvae):
     """After the first epoch the average is still near the first weights, the last weights are not."""
     config, bits = dataclasses.replace(PRIOR_CONFIG, epochs=10), {}
@@ -226,6 +227,7 @@ def test_prior_takes_positions_and_labels_from_the_data(index, adni):
     assert (config.num_slices, config.num_labels) == (0, 0)
 
 
+@pytest.mark.slow
 def test_classes_and_positions_of_adni_reach_prior_and_samples(adni, tmp_path):
     """A prior on slices that are numbered from 78 on, of two classes whose brightness tells them apart."""
     for path in ovq.find_slices(adni).test.path:
