@@ -112,18 +112,26 @@ def check(data: tyro.conf.Positional[Path]) -> None:
 
 
 def recipes() -> None:
-    """Print the recipes: image size, code grid, codes, bits per image and what each is."""
-    from oasis_vq.recipes import recipe, recipe_names
+    """Print the recipes: image size, code grid, codes, bits per image, parameters, and what the report claims, if any.
 
-    print(f"{'recipe':<14}{'image':>6}{'grid':>9}{'codes':>7}{'bits/image':>12}{'epochs':>8}  what")
-    for name in recipe_names():
-        chosen = recipe(name)
+    Parameters are those of VQ-VAE and prior without slice positions and classes, which come from the data.
+    """
+    _start()
+    from oasis_vq import pixelcnn, recipes, vqvae
+
+    print(f"{'recipe':<17}{'image':>5}{'grid':>9}{'codes':>6}{'bits/image':>11}{'parameters':>20}{'epochs':>8}  what")
+    for name in recipes.recipe_names():
+        chosen = recipes.recipe(name)
         rows, columns = chosen.vqvae.grid_shape
+        models = vqvae.VQVAE(chosen.vqvae), pixelcnn.PixelCNN(replace(chosen.prior, num_slices=0))
+        parameters = " + ".join(f"{model.count_params():,}" for model in models)
         epochs = f"{chosen.vqvae.epochs}+{chosen.prior.epochs}"
         print(
-            f"{name:<14}{chosen.vqvae.image_size:>6}{f'{rows}x{columns}':>9}{chosen.vqvae.num_embeddings:>7}"
-            f"{chosen.vqvae.bits_per_image:>12,.0f}{epochs:>8}  {chosen.description}"
+            f"{name:<17}{chosen.vqvae.image_size:>5}{f'{rows}x{columns}':>9}{chosen.vqvae.num_embeddings:>6}"
+            f"{chosen.vqvae.bits_per_image:>11,.0f}{parameters:>20}{epochs:>8}  {chosen.description}"
         )
+        if chosen.reported:
+            print(f"{'':<78}reported: {chosen.reported}")
 
 
 def train_vqvae(
@@ -258,6 +266,61 @@ def train_prior(
     config = _with_given(recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config), given)
     slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
     _train(out, config, slices, device=device, vqvae=model, restart=restart, strategy=devices)
+
+
+def search(
+    data: Path,
+    out: Path,
+    recipe: str = "bce_search",
+    vqvae: Path | None = None,
+    grid: tuple[str, ...] = (),
+    quick: bool = False,
+    image_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    limit_train: int | None = None,
+    skip_unreadable: bool = False,
+) -> None:
+    """Train every combination of some values, choose in validation, and score the winner on test; goes on by itself.
+
+    Writes a model folder for each candidate, search.json, and the candidates' losses as search.png and search.pdf.
+
+    Args:
+        data: folder with the slices.
+        out: folder of the search.
+        recipe: configuration to start from; it has a grid if its report searched.
+        vqvae: model folder of a VQ-VAE, to search among priors of its codes; None searches among VQ-VAEs.
+        grid: fields and values to try in place of the recipe's, such as: embedding_dim=10,25 learning_rate=1e-4,1e-3.
+        quick: whether to use the small version of the recipe.
+        image_size: height and width that slices are resized to; None for the recipe's.
+        epochs: passes over the training slices for each candidate; None for the recipe's.
+        batch_size: images or code grids per step; None for the recipe's.
+        seed: of weights and order.
+        limit_train: training subjects to use at most.
+        skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+    """
+    _start(seed)
+    from oasis_vq import folders, plots, recipes
+    from oasis_vq import search as searching
+
+    chosen = recipes.recipe(recipe, profile="quick" if quick else "full")
+    given = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    if vqvae is None:
+        model, config, tried = None, _with_given(chosen.vqvae, {**given, "image_size": image_size}), chosen.grid
+    else:
+        model = folders.load_vqvae(vqvae)
+        config, tried = _with_given(chosen.prior.matched_to(model.config), given), chosen.prior_grid
+    tried = _grid_of(grid) or tried
+    if not tried:
+        raise ValueError(f"The recipe {recipe} has no grid: give one, such as --grid learning_rate=1e-4,1e-3.")
+    index = _find(data, limit_train, skip_unreadable=skip_unreadable)
+    found = searching.grid_search(out, config, tried, index, vqvae=model)
+    trained = [row["name"] for row in found["candidates"] if "seconds" in row]
+    column = "val_reconstruction_loss" if model is None else "val_bits_per_code"
+    histories = {name: folders.read_history(out / name) for name in trained}
+    plots.save_figure(plots.plot_candidates(histories, column), "search", folder=out)
+    print(searching.table(found))
 
 
 def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0) -> None:
@@ -417,6 +480,24 @@ def _with_given(config, given: dict):
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
+def _grid_of(words: tuple[str, ...]) -> dict:
+    """Return the grid that words such as 'embedding_dim=10,25' ask for."""
+    grid = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not (name and equals and values):
+            raise ValueError(f"A grid is given as field=value,value. Received: {word}.")
+        grid[name] = tuple(_value_of(text) for text in values.split(","))
+    return grid
+
+
+def _value_of(text: str):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _train(out: Path, config, index, **options) -> None:
     from oasis_vq import training
 
@@ -435,9 +516,10 @@ COMMANDS = {
     "train-vqvae": train_vqvae,
     "encode": encode,
     "train-prior": train_prior,
+    "search": search,
     "reconstruct": reconstruct,
     "generate": generate,
     "evaluate": evaluate,
 }
-RESUMES = (phantom, download, prepare, train_vqvae, train_prior)
+RESUMES = (phantom, download, prepare, train_vqvae, train_prior, search)
 """Commands that go on from where they were stopped when they are given again."""

@@ -269,6 +269,20 @@ def plot_history(history: dict[str, np.ndarray], names: Sequence[str], *, title:
     return figure
 
 
+def plot_candidates(histories: dict[str, dict[str, np.ndarray]], name: str, *, title: str | None = None) -> Figure:
+    """Show one column of several trainings' history.csv against the epoch: {candidate: history}, the winner first."""
+    figure, axis = plt.subplots(figsize=(8, max(3.2, 0.22 * len(histories) + 1)), layout="constrained")
+    for number, (label, history) in enumerate(histories.items()):
+        axis.plot(
+            history["epoch"], history[name], label=label, color=plt.get_cmap("viridis")(number / len(histories)),
+            lw=1 + 2 * (number == 0), zorder=3 - (number > 0),
+        )  # fmt: skip
+    axis.set(xlabel="epoch", ylabel=name.replace("val_", "").replace("_", " ") + " in validation", yscale="log")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title="best first", title_fontsize=7)
+    axis.set_title(title or "")
+    return figure
+
+
 def plot_scores(scores: dict[str, dict[str, float]], names: Sequence[str], *, title: str | None = None) -> Figure:
     """Show scores as bars with their values: {what is scored: {score: value}}, one panel for each of `names`."""
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False, layout="constrained")

@@ -75,7 +75,10 @@ def test_help_does_not_wait_for_tensorflow():
 def test_recipes_are_listed(capsys):
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("keras_io", "default128", "default256"))
+    assert all(f"\n{name} " in out for name in ovq.recipe_names())
+    row = out.split("\ndeep_residual")[1].splitlines()
+    assert row[0].split()[:4] == ["256", "64x64", "512", "36,864"] and "SSIM 0.868" in row[1]
+    assert int(row[0].split()[4].replace(",", "")) == pytest.approx(955_905, abs=1)
 
 
 def test_wrong_words_are_one_line(capsys):

@@ -22,7 +22,7 @@ def test_recipes_go_to_json_and_come_back(name):
 
 
 def test_unknown_names_are_told():
-    with pytest.raises(ValueError, match=r"one of keras_io, default128, default256, fine128. Received: best"):
+    with pytest.raises(ValueError, match=r"one of default128, .*keras_io.* Received: best"):
         ovq.recipe("best")
     values = ovq.VQVAEConfig().to_dict()
     with pytest.raises(ValueError, match=r"VQVAEConfig does not fit: .*str"):

@@ -37,6 +37,7 @@ ALLOWED = {
         "callbacks", "codes", "config", "devices", "files", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"
     },
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
+    "search": {"config", "evaluation", "files", "folders", "pixelcnn", "slices", "training", "vqvae"},
     "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "streams", "vqvae"},
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
