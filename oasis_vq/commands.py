@@ -3,6 +3,7 @@
 What takes seconds to import is imported where it is used: --help does not wait.
 """
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -271,7 +272,7 @@ def train_prior(
 def search(
     data: Path,
     out: Path,
-    recipe: str = "bce_search",
+    recipe: str | None = None,
     vqvae: Path | None = None,
     grid: tuple[str, ...] = (),
     quick: bool = False,
@@ -281,17 +282,22 @@ def search(
     seed: int = 0,
     limit_train: int | None = None,
     skip_unreadable: bool = False,
+    deterministic: bool = False,
+    restart: bool = False,
 ) -> None:
     """Train every combination of some values, choose in validation, and score the winner on test; goes on by itself.
 
-    Writes a model folder for each candidate, search.json, and the candidates' losses as search.png and search.pdf.
+    The highest brain_ssim is chosen, of priors the fewest bits per code. Writes a model folder for each candidate,
+    search.json, and the candidates' losses as search.png and search.pdf.
 
     Args:
         data: folder with the slices.
         out: folder of the search.
-        recipe: configuration to start from; it has a grid if its report searched.
+        recipe: configuration to start from, with the grid of its report if that searched; None for bce_search, or with
+            a VQ-VAE for the recipe it came from.
         vqvae: model folder of a VQ-VAE, to search among priors of its codes; None searches among VQ-VAEs.
-        grid: fields and values to try in place of the recipe's, such as: embedding_dim=10,25 learning_rate=1e-4,1e-3.
+        grid: fields and values to try in place of the recipe's, such as: embedding_dim=10,25 quantizer=gradient,ema
+            'channels=(16,32),(32,32)'.
         quick: whether to use the small version of the recipe.
         image_size: height and width that slices are resized to; None for the recipe's.
         epochs: passes over the training slices for each candidate; None for the recipe's.
@@ -299,23 +305,28 @@ def search(
         seed: of weights and order.
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+        deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
+        restart: whether to train all candidates anew.
     """
-    _start(seed)
+    _start(seed, deterministic=deterministic)
     from oasis_vq import folders, plots, recipes
     from oasis_vq import search as searching
 
-    chosen = recipes.recipe(recipe, profile="quick" if quick else "full")
+    model = None if vqvae is None else folders.load_vqvae(vqvae)
+    name = recipe or (model.config.recipe if model else "bce_search")
+    chosen = recipes.recipe(name, profile="quick" if quick else "full")
     given = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-    if vqvae is None:
-        model, config, tried = None, _with_given(chosen.vqvae, {**given, "image_size": image_size}), chosen.grid
+    if model is None:
+        config, tried = _with_given(chosen.vqvae, {**given, "image_size": image_size}), chosen.grid
+    elif image_size is not None:
+        raise ValueError("--image-size is that of the VQ-VAE in a search among priors: leave it out.")
     else:
-        model = folders.load_vqvae(vqvae)
         config, tried = _with_given(chosen.prior.matched_to(model.config), given), chosen.prior_grid
     tried = _grid_of(grid) or tried
     if not tried:
-        raise ValueError(f"The recipe {recipe} has no grid: give one, such as --grid learning_rate=1e-4,1e-3.")
+        raise ValueError(f"The recipe {name} has no grid: give one, such as --grid learning_rate=1e-4,1e-3.")
     index = _find(data, limit_train, skip_unreadable=skip_unreadable)
-    found = searching.grid_search(out, config, tried, index, vqvae=model)
+    found = searching.grid_search(out, config, tried, index, vqvae=model, restart=restart)
     trained = [row["name"] for row in found["candidates"] if "seconds" in row]
     column = "val_reconstruction_loss" if model is None else "val_bits_per_code"
     histories = {name: folders.read_history(out / name) for name in trained}
@@ -485,17 +496,13 @@ def _grid_of(words: tuple[str, ...]) -> dict:
     grid = {}
     for word in words:
         name, equals, values = word.partition("=")
-        if not (name and equals and values):
-            raise ValueError(f"A grid is given as field=value,value. Received: {word}.")
-        grid[name] = tuple(_value_of(text) for text in values.split(","))
+        if not (name and equals and values) or name in grid:
+            raise ValueError(f"A grid is given as field=value,value, each field once. Received: {word}.")
+        try:
+            grid[name] = ast.literal_eval(f"({values},)")
+        except (SyntaxError, ValueError):
+            grid[name] = tuple(values.split(","))
     return grid
-
-
-def _value_of(text: str):
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _train(out: Path, config, index, **options) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from oasis_vq.slices import SliceIndex
 
 ROOT = Path(__file__).resolve().parents[1]
+_KINDS = {bool: (bool, "True or False"), int: (int, "a whole number"), float: ((int, float), "a number")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,10 @@ class Config:
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
+            if hint in _KINDS:
+                kind, text = _KINDS[hint]
+                fits = isinstance(getattr(self, name), kind) and (hint is bool or type(getattr(self, name)) is not bool)
+                self._require(fits, f"{name} is {text}", getattr(self, name))
             if get_origin(hint) is Literal:
                 options = " or ".join(repr(option) for option in get_args(hint))
                 self._require(getattr(self, name) in get_args(hint), f"{name} is {options}", getattr(self, name))
@@ -99,6 +104,9 @@ class VQVAEConfig(Augmentation):
     """Side of these convolutions; even sides share evenly between strides of 2 (no checkerboard)."""
     latent_kernel_size: int = 1
     """Side of the convolution that makes the latents."""
+    exact_mirror: bool = False
+    """Whether a decoder without residual blocks is the encoder turned round, from the latents on, its last transposed
+    convolution making the image; else a 3x3 convolution after those of `channels` does, as in the keras.io example."""
     batch_norm: bool = False
     """Whether batch normalization follows these convolutions and the 3x3 ones of residual blocks."""
     activation: Literal["relu", "leaky_relu", "silu", "gelu"] = "relu"
@@ -330,14 +338,15 @@ class PriorConfig(Config):
         return dataclasses.replace(self, first_slice=first, num_slices=last - first + 1, num_labels=num_labels)
 
     def quick(self) -> "PriorConfig":
-        """Return a small version for a cohort of 24: 2 CPU minutes on a 16x16 grid."""
+        """Return a small version for a cohort of 24: 2 CPU minutes on a 16x16 grid, fewer epochs on a larger one."""
         return dataclasses.replace(
             self,
             num_embeddings=min(self.num_embeddings, 256),
             num_channels=min(self.num_channels, 48),
             num_residual_blocks=min(self.num_residual_blocks, 4),
+            num_head_layers=min(self.num_head_layers, 4),
             num_views=1,
-            epochs=40,
+            epochs=max(2, min(40, 40 * 256 // math.prod(self.grid_shape))),
         )
 
 

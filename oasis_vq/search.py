@@ -32,12 +32,13 @@ def grid_search(
     index: SliceIndex,
     *,
     vqvae: VQVAE | None = None,
+    restart: bool = False,
 ) -> dict:
     """Train a model for every combination of values, and score the one that is best in validation on the test split.
 
     Each candidate is a model folder of `fit_or_load` inside that of the search, named by its values: a search that was
-    stopped goes on by itself, and one with a larger grid trains what is new. A candidate whose loss is no longer a
-    number loses.
+    stopped goes on by itself, and one with more values trains what is new. A candidate whose loss is no longer a
+    number, or which does not fit into memory, loses.
 
     Args:
         name: of the folder in `Paths.models`, or a path.
@@ -45,6 +46,7 @@ def grid_search(
         grid: {field of the configuration: values to try}.
         index: the slices; the winner alone sees test.
         vqvae: for a search among priors, the VQ-VAE whose codes they learn.
+        restart: whether to train all candidates anew.
 
     Returns:
         What the folder's search.json holds: `candidates`, best first, each with `name`, `changes`, what it scores in
@@ -55,18 +57,21 @@ def grid_search(
     Raises:
         ValueError: if a value is impossible, or no candidate could be trained; as `fit_or_load` besides.
     """
+    if not grid or not all(grid.values()):
+        raise ValueError(f"A grid has a field or more, and a value or more for each. Received: {dict(grid)}.")
     folder = model_folder(name)
     shared = config.to_dict()
-    configs = {label: type(config).from_dict({**shared, **changes}) for label, changes in candidates(grid).items()}
+    chosen = candidates(grid)
+    configs = {label: type(config).from_dict({**shared, **changes}) for label, changes in chosen.items()}
     rows = []
-    for label, changes in tqdm(candidates(grid).items(), "search", unit="candidate"):
+    for label, changes in tqdm(chosen.items(), "search", unit="candidate"):
         row: dict[str, Any] = {"name": label, "changes": changes}
         try:
-            row |= _scores(fit_or_load(folder / label, configs[label], index, vqvae=vqvae), index)
+            row |= _scores(fit_or_load(folder / label, configs[label], index, vqvae=vqvae, restart=restart), index)
             row["seconds"] = float(read_history(folder / label)["seconds"].sum())
-        except FloatingPointError as error:
-            print(f"{label}: {error}")
-            row |= {"bits_per_code": math.nan} if vqvae else {"brain_ssim": math.nan}
+        except (FloatingPointError, MemoryError) as error:
+            print(f"note: {error}")
+            row["brain_ssim" if vqvae is None else "bits_per_code"] = math.nan
         rows.append(row)
     rows.sort(key=_loss)
     if not math.isfinite(_loss(rows[0])):
@@ -108,7 +113,8 @@ def table(found: dict) -> str:
     width = max(len(row["name"]) for row in rows) + 2
     lines = [f"{'candidate, scores in validation':<{width}}" + "".join(f"{name:>15}" for name in names) + f"{'min':>8}"]
     for row in rows:
-        cells = "".join(f"{row.get(name, math.nan):>15.3f}" for name in names)
-        lines.append(f"{row['name']:<{width}}{cells}{row.get('seconds', math.nan) / 60:>8.1f}")
+        trained = "seconds" in row
+        cells = "".join(f"{row[name]:>15.3f}" if trained else f"{'':>15}" for name in names)
+        lines.append(f"{row['name']:<{width}}{cells}" + (f"{row['seconds'] / 60:>8.1f}" if trained else "  failed"))
     scores = ", ".join(f"{name} {found['test'][name]:.3f}" for name in names)
     return "\n".join([*lines, f"The winner on the test split: {scores}."])

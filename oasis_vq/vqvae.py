@@ -31,10 +31,12 @@ def in_batches(function: Callable, *arrays: np.ndarray | None, batch_size: int =
     return np.concatenate(parts)
 
 
-def _convolution(x: keras.KerasTensor, config: VQVAEConfig, channels: int, stride: int, *, up: bool = False):
+def _convolution(
+    x: keras.KerasTensor, config: VQVAEConfig, channels: int, stride: int, *, up: bool = False, kernel_size: int = 0
+):
     """Add a convolution, transposed if it leads up to the image, its batch normalization if any, and the activation."""
     convolution = keras.layers.Conv2DTranspose if up else keras.layers.Conv2D
-    x = convolution(channels, config.kernel_size, strides=stride, padding="same")(x)
+    x = convolution(channels, kernel_size or config.kernel_size, strides=stride, padding="same")(x)
     return _activated(x, config)
 
 
@@ -70,7 +72,8 @@ def build_decoder(config: VQVAEConfig) -> keras.Model:
     """Return a model from quantized latents (b, *grid_shape, embedding_dim) to images (b, size, size, 1).
 
     With residual blocks the last transposed convolution makes the image (van den Oord et al. 2017, section 4.1);
-    without, the convolutions of the encoder are mirrored and one after them makes the image (the keras.io example).
+    without, the convolutions of the encoder are mirrored and one after them makes the image (the keras.io example),
+    unless that of the latents is mirrored, too, so that the last of them does.
     """
     x = inputs = keras.Input((*config.grid_shape, config.embedding_dim), name="quantized")
     channels, strides = config.encoder_channels[::-1], config.strides[::-1]
@@ -80,6 +83,11 @@ def build_decoder(config: VQVAEConfig) -> keras.Model:
         x = _residual_blocks(x, config)
         for filters, stride in zip(channels[1:], strides, strict=False):
             x = _convolution(x, config, filters, stride, up=True)
+        images = keras.layers.Conv2DTranspose(1, config.kernel_size, strides=strides[-1], **output)(x)
+    elif config.exact_mirror:
+        kernels = [config.latent_kernel_size, *[config.kernel_size] * (len(channels) - 1)]
+        for filters, stride, kernel in zip(channels, (1, *strides), kernels, strict=False):
+            x = _convolution(x, config, filters, stride, up=True, kernel_size=kernel)
         images = keras.layers.Conv2DTranspose(1, config.kernel_size, strides=strides[-1], **output)(x)
     else:
         for filters, stride in zip(channels, strides, strict=True):

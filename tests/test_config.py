@@ -25,8 +25,10 @@ def test_unknown_names_are_told():
     with pytest.raises(ValueError, match=r"one of default128, .*keras_io.* Received: best"):
         ovq.recipe("best")
     values = ovq.VQVAEConfig().to_dict()
-    with pytest.raises(ValueError, match=r"VQVAEConfig does not fit: .*str"):
-        ovq.VQVAEConfig.from_dict({**values, "epochs": "3"})
+    wrong_kinds = [("epochs", "3"), ("epochs", 3.0), ("epochs", True), ("batch_norm", "True"), ("learning_rate", None)]
+    for field, value in wrong_kinds:
+        with pytest.raises(ValueError, match=rf"{field} is (a whole number|True or False|a number). Received: {value}"):
+            ovq.VQVAEConfig.from_dict({**values, field: value})
     with pytest.raises(ValueError, match=r"channels are a tuple .* Received: \[8, 8, 8\]"):
         ovq.VQVAEConfig(channels=[8, 8, 8])
     with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):

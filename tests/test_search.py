@@ -42,6 +42,8 @@ def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index):
     again = ovq.grid_search(tmp_path / "s", config, {**grid, "learning_rate": [1e-6, 3e-3]}, index)
     assert len(trained) == 2 and all(file.stat().st_mtime_ns == time for file, time in trained.items())
     assert again["candidates"][0] == best and again["test"] == found["test"]
+    with pytest.raises(ValueError, match="a value or more for each"):
+        ovq.grid_search(tmp_path / "s", config, {"seed": []}, index)
     with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):
         ovq.grid_search(tmp_path / "s", config, {"colour": [1]}, index)
 
@@ -55,6 +57,12 @@ def test_search_among_priors_by_command(tmp_path, models, cohort, vqvae, capsys)
     assert 0 < found["test"]["bits_per_code"] < math.log2(VQVAE_CONFIG.num_embeddings)
     assert {file.name for file in (tmp_path / "s").glob("search.*")} == {"search.json", "search.png", "search.pdf"}
     assert "The winner on the test split: bits_per_code" in capsys.readouterr().out
-    for wrong, said in ((("--grid", "learning_rate"), "field=value,value"), (("--recipe", "keras_io"), "has no grid")):
+    for wrong, said in (
+        (("--grid", "learning_rate"), "field=value,value"),
+        (("--grid", "epochs=1", "epochs=2"), "each field once"),
+        (("--grid", "learned_position=yes,no"), "learned_position is True or False. Received: yes"),
+        (("--recipe", "keras_io"), "has no grid"),
+        (("--image-size", 64), "that of the VQ-VAE"),
+    ):
         assert main([str(word) for word in (*words, *wrong, "--out", tmp_path / "t")]) == 1
         assert said in capsys.readouterr().err

@@ -107,13 +107,12 @@ PUBLISHED_LAYERS = {
         ("Conv2DTranspose", 64, 3, 2), ("Conv2DTranspose", 32, 3, 2), ("Conv2D", 1, 3, 1),
     ],
     "bce_search": [
-        ("Conv2D", 32, 3, 1), ("Conv2D", 32, 3, 1), ("Conv2D", 10, 1, 1),
-        ("Conv2DTranspose", 32, 3, 1), ("Conv2DTranspose", 32, 3, 1), ("Conv2D", 1, 3, 1),
+        ("Conv2D", 32, 3, 1), ("Conv2D", 10, 3, 1), ("Conv2DTranspose", 32, 3, 1), ("Conv2D", 1, 3, 1),
     ],
     "batchnorm_tanh": [
         ("Conv2D", 16, 4, 2), "BatchNormalization", ("Conv2D", 32, 4, 2), "BatchNormalization", ("Conv2D", 16, 3, 1),
-        ("Conv2DTranspose", 32, 4, 2), "BatchNormalization", ("Conv2DTranspose", 16, 4, 2), "BatchNormalization",
-        ("Conv2D", 1, 3, 1), "Rescaling",
+        ("Conv2DTranspose", 32, 3, 1), "BatchNormalization", ("Conv2DTranspose", 16, 4, 2), "BatchNormalization",
+        ("Conv2DTranspose", 1, 4, 2), "Rescaling",
     ],
     "deep_residual": [
         ("Conv2D", 256, 3, 2), ("Conv2D", 128, 3, 2), ("Conv2D", 64, 3, 1), ("Conv2D", 128, 3, 1),
