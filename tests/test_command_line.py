@@ -4,11 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import imageio.v3 as iio
 import nibabel as nib
 import numpy as np
 import pytest
+from model_card import card
 
 import oasis_vq as ovq
 from oasis_vq.__main__ import COMMANDS, main
@@ -56,6 +58,11 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
         assert {"slice_index", "label", "subject"} <= set(codes)
     metrics = json.loads((tmp_path / "v" / "metrics.json").read_text())
     assert {"ssim", "brain_ssim", "baselines", "intervals", "training_seconds"} <= set(metrics)
+    for name, said in (("v", "all-black image scores"), ("v-prior", "nearest_training_distance")):
+        text = card(Path(name), "Made-up people.", "one core")
+        assert (
+            said in text and "Made-up people." in text and f"--out {name}\n" in text and "Not for clinical use" in text
+        )
     words = ("train-vqvae", "--data", "slices", "--recipe", "keras_io", "--image-size", 32, "--epochs", 3, "--out", "v")
     capsys.readouterr()
     assert "epochs: 2, not 3" in fails(capsys, *words)

@@ -1,16 +1,14 @@
 """The committed notebooks: outputs belong to their code, and nothing of the machine they ran on is in them."""
 
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-import notebooks as tool  # noqa: E402
+import notebooks as tool
 
+ROOT = Path(__file__).parents[1]
 PATHS = tool.notebook_paths()
 PRIVATE = re.compile(r"/(home|root|Users|work|tmp|private|mnt|content)/|[A-Z]:\\\\|object at 0x")
 

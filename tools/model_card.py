@@ -1,0 +1,76 @@
+"""Write the model card of a model folder, its README.md, from what the folder knows: no number is typed in.
+
+python -m oasis_vq evaluate saved_models/ixi128 --data data/ixi_png      scores it first
+python tools/model_card.py saved_models/ixi128 --data "..." --machine "2 cores, AVX2"
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from oasis_vq.evaluation import table
+from oasis_vq.folders import read_history, read_record, vqvae_folder
+from oasis_vq.quality import sample_table
+
+COMMANDS = {
+    "VQVAE": "python -m oasis_vq train-vqvae --data {data} --recipe {recipe} --out {folder}",
+    "PixelCNN": "python -m oasis_vq train-prior --data {data} --vqvae {vqvae} --out {folder}",
+}
+WHAT = {
+    "VQVAE": "VQ-VAE: slices to grids of codes and back. `ovq.load_vqvae({name!r})` loads it.",
+    "PixelCNN": "PixelCNN prior over the codes of [{vqvae.name}](../{vqvae.name}): new grids of codes, conditional on "
+    "slice position. `python -m oasis_vq generate --prior {folder} --out new_brains` draws brains.",
+}
+
+
+def card(folder: Path, data: str, machine: str) -> str:
+    """Return the text of a card."""
+    record, metrics = read_record(folder), json.loads((folder / "metrics.json").read_text())
+    config, kind, seconds = record["config"], record["model"], read_history(folder)["seconds"]
+    names = {
+        "folder": folder.as_posix(), "name": folder.name, "recipe": config["recipe"],
+        "data": f"data/{record['data']['name']}", "vqvae": vqvae_folder(folder) if kind == "PixelCNN" else None,
+    }  # fmt: skip
+    report = {name: value for name, value in metrics.items() if not name.startswith(("val_", "training_", "num_p"))}
+    samples = {name: report.pop(name) for name in list(report) if name in ("ceiling", "floor", "test", "distances")}
+    if samples:
+        own = [name for name in samples["ceiling"] if name in report]
+        samples |= {name: report.pop(name) for name in own}
+    command = COMMANDS[kind].format(**names)
+    parts = [
+        f"# {folder.name}",
+        WHAT[kind].format(**names),
+        "**Not for clinical use**, nor for any statement about a person: pictures are what a small model makes of "
+        "the slices below, with the errors that the scores tell.",
+        f"**Data.** {data} Trained on the {record['data']['num_train']:,} slices of the training people alone; "
+        "the epoch was chosen on validation people; test people were scored at the end.",
+        f"**Training.** Recipe `{config['recipe']}`, seed {config['seed']}, "
+        f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. Made by",
+        f"```\n{command}\npython -m oasis_vq evaluate {folder.as_posix()} --data {names['data']}\n```",
+        "**Scores on the test split** (95 % bootstrap intervals over people where there are any):",
+        f"```\n{table(report)}\n```",
+    ]
+    if samples:
+        parts += [
+            "**Samples** beside test slices, between a ceiling and a floor:",
+            f"```\n{sample_table(samples)}\n```",
+        ]
+        parts.append("![Samples under their codes](samples.png)")
+    else:
+        parts.append("![Validation slices over their reconstructions](reconstructions.png)")
+    settings = "\n".join(f"{name} = {value}" for name, value in config.items())
+    parts.append(f"<details><summary>Configuration</summary>\n\n```\n{settings}\n```\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="model folder")
+    parser.add_argument("--data", required=True, help="sentences: whose slices, under which licence")
+    parser.add_argument("--machine", required=True, help="where it was trained, and for how long")
+    arguments = parser.parse_args()
+    (arguments.folder / "README.md").write_text(card(arguments.folder, arguments.data, arguments.machine), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
