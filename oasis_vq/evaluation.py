@@ -162,15 +162,16 @@ def code_scores(prior: PixelCNN, codes: Codes) -> tuple[np.ndarray, np.ndarray]:
 
 def code_baselines(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> dict[str, float]:
     """Return the bits per test code of trivial models of the training codes, both (n, h, w) int."""
-    positions = np.broadcast_to(np.arange(train[0].size).reshape(train[0].shape), test.shape)
-    counts = np.ones((train[0].size, num_embeddings))  # add-one smoothing
-    np.add.at(counts, (np.broadcast_to(positions[0], train.shape).ravel(), train.ravel()), 1)
-    share = counts / counts.sum(axis=1, keepdims=True)
+    positions = np.arange(train[0].size)
+    counts = np.ones((len(positions), num_embeddings))  # add-one smoothing
+    for grid in train:  # one at a time: there are 65,536 positions at full resolution
+        counts[positions, grid.ravel()] += 1
+    bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
     unigram = np.bincount(train.ravel(), minlength=num_embeddings) + 1.0
     return {
         "uniform": math.log2(num_embeddings),
         "unigram": float(-np.log2(unigram / unigram.sum())[test].mean()),
-        "per_position": float(-np.log2(share[positions, test]).mean()),
+        "per_position": float(np.mean([bits[positions, grid.ravel()].mean() for grid in test])),
     }
 
 
