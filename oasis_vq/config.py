@@ -346,7 +346,8 @@ class PriorConfig(Config):
             num_residual_blocks=min(self.num_residual_blocks, 4),
             num_head_layers=min(self.num_head_layers, 4),
             num_views=1,
-            epochs=max(2, min(40, 40 * 256 // math.prod(self.grid_shape))),
+            batch_size=min(self.batch_size, 8),
+            epochs=max(2, min(15, 15 * 256 // math.prod(self.grid_shape))),
         )
 
 

@@ -64,7 +64,7 @@ _OURS = VQVAEConfig(ssim_weight=4.0, learning_rate=2e-3, warmup_steps=300, epoch
 
 _OUR_PRIOR = PriorConfig(
     architecture="gated", num_channels=96, kernel_size=3, num_residual_blocks=8, num_views=4, flip_left_right=True,
-    max_shift=2, warmup_steps=200, weight_average=0.998, clip_norm=1.0, epochs=24,
+    max_shift=2, warmup_steps=200, weight_average=0.999, clip_norm=1.0, batch_size=8, epochs=24,
 )  # fmt: skip
 
 _KERAS_IO = VQVAEConfig(
