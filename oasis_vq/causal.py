@@ -108,36 +108,41 @@ class MaskedConv2D(keras.layers.Layer):
 class ResidualBlock(keras.layers.Layer):
     """ReLU, 1x1 to half the channels, ReLU, masked convolution of type B, ReLU, 1x1 back, and the skip.
 
-    The condition is added before the masked convolution's ReLU.
+    A condition is added before the masked convolution's ReLU.
 
     Args:
         num_channels: channels of input and output.
         kernel_size: side of the masked convolution.
+        conditioned: whether there is a condition to add.
         dropout: share of the inner channels dropped while training.
 
     Source: van den Oord et al. 2016a, figure 5.
     """
 
-    def __init__(self, num_channels: int, kernel_size: int, *, dropout: float = 0.0, **kwargs):
+    def __init__(
+        self, num_channels: int, kernel_size: int, *, conditioned: bool = True, dropout: float = 0.0, **kwargs
+    ):
         super().__init__(**kwargs)
         self.num_channels = num_channels
         self.kernel_size = kernel_size
+        self.conditioned = conditioned
         self.dropout_rate = dropout
         half = max(1, num_channels // 2)
         self.narrow = keras.layers.Dense(half)
-        self.condition = keras.layers.Dense(half, use_bias=False)
+        self.condition = keras.layers.Dense(half, use_bias=False) if conditioned else None
         self.masked = MaskedConv2D(half, kernel_size, mask_type="B")
         self.dropout = keras.layers.Dropout(dropout)
         self.widen = keras.layers.Dense(num_channels)
 
     def get_config(self) -> dict:
-        own = {"num_channels": self.num_channels, "kernel_size": self.kernel_size, "dropout": self.dropout_rate}
-        return {**super().get_config(), **own}
+        own = {name: getattr(self, name) for name in ("num_channels", "kernel_size", "conditioned")}
+        return {**super().get_config(), **own, "dropout": self.dropout_rate}
 
     def build(self, input_shape) -> None:
         half = (*input_shape[:-1], max(1, self.num_channels // 2))
         self.narrow.build(input_shape)
-        self.condition.build(input_shape)
+        if self.conditioned:
+            self.condition.build(input_shape)
         self.masked.build(half)
         self.widen.build(half)
 
@@ -149,7 +154,9 @@ class ResidualBlock(keras.layers.Layer):
         training: bool = False,
     ) -> tf.Tensor:
         """Transform (b, h, w, channels) under a condition that broadcasts to it; `apply` as in `PixelCNN.network`."""
-        hidden = self.narrow(tf.nn.relu(x)) + self.condition(condition)
+        hidden = self.narrow(tf.nn.relu(x))
+        if self.conditioned:
+            hidden += self.condition(condition)
         hidden = apply(self.masked, tf.nn.relu(hidden))
         hidden = self.dropout(tf.nn.relu(hidden), training=training)
         return x + self.widen(hidden)

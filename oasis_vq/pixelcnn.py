@@ -19,8 +19,8 @@ from oasis_vq.vqvae import VERB_BATCH_SIZE, checked_codes, in_batches
 CONDITIONS = ("slice_index", "label")
 UNKNOWN = -1
 """Value of a condition that is not known."""
-MOST_LOGITS = 2**25
-"""Logits that are computed at once: 128 MB of them."""
+MOST_VALUES = 2**25
+"""Values of a layer that are computed at once: 128 MB of them."""
 
 
 @keras.saving.register_keras_serializable("oasis_vq")
@@ -63,7 +63,8 @@ class PixelCNN(keras.Model):
         else:
             self.first = MaskedConv2D(channels, config.first_kernel_size, mask_type="A")
             self.blocks = [
-                ResidualBlock(channels, config.kernel_size, **dropout) for _ in range(config.num_residual_blocks)
+                ResidualBlock(channels, config.kernel_size, conditioned=bool(self.condition_sizes), **dropout)
+                for _ in range(config.num_residual_blocks)
             ]
         # Spread among the blocks, none at either end.
         places = np.linspace(0, len(self.blocks), config.num_attention_layers + 2)[1:-1].round().astype(int)
@@ -267,8 +268,8 @@ class PixelCNN(keras.Model):
     def verb_batch_size(self) -> int:
         """How many grids the verbs put through the network at once."""
         positions = math.prod(self.config.grid_shape)
-        each = positions * max(self.config.num_embeddings, len(self.attention) and positions)
-        return max(1, min(VERB_BATCH_SIZE, MOST_LOGITS // each))
+        widest = max(self.config.num_embeddings, self.config.num_channels, len(self.attention) and positions)
+        return max(1, min(VERB_BATCH_SIZE, MOST_VALUES // (positions * widest)))
 
     @tf.function(reduce_retracing=True)
     def _logits(self, codes, slice_index, label) -> tf.Tensor:

@@ -72,6 +72,22 @@ def influence(prior, row, column):
     return np.abs(tape.gradient(total, vectors)[0].numpy()).max(axis=-1) > 0
 
 
+def test_prior_without_conditions_has_no_weight_that_does_nothing():
+    prior = randomised(ARCHITECTURES["plain"])
+    codes = tf.constant(some_codes(prior.config, 8), tf.int32)
+    with tf.GradientTape() as tape:
+        logits = prior({"codes": codes})
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(codes, logits))
+    gradients = tape.gradient(loss, prior.trainable_variables)
+    assert all(np.abs(tf.convert_to_tensor(gradient)).max() > 0 for gradient in gradients)
+
+
+def test_verbs_take_fewer_grids_at_once_the_wider_the_layers():
+    few = dataclasses.replace(SMALL, grid_shape=(256, 256), num_embeddings=10, num_channels=128)
+    assert ovq.PixelCNN(few).verb_batch_size == 4
+    assert ovq.PixelCNN(dataclasses.replace(few, num_channels=16)).verb_batch_size == 32
+
+
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_gated_stacks_see_their_whole_receptive_field(blocks):
     config = dataclasses.replace(
