@@ -1,4 +1,4 @@
-# make notebooks · make test · make figures · make bench · make test-slow · make lint · make clean
+# make notebooks · make test · make figures · make bench · make reproduce · make test-slow · make lint · make clean
 # Each makes .venv and installs what is needed, once; it is done again when the lists of packages change.
 
 PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; do \
@@ -7,7 +7,9 @@ PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; d
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: notebooks figures bench test test-slow lint clean
+PROFILE ?= full
+
+.PHONY: notebooks figures bench reproduce test test-slow lint clean
 .DEFAULT_GOAL := notebooks
 
 .venv/installed: requirements.txt pyproject.toml
@@ -30,6 +32,9 @@ figures: .venv/installed
 
 bench: .venv/bench-installed
 	$(BIN)/python benchmarks/run.py
+
+reproduce: .venv/installed
+	$(BIN)/python benchmarks/reproduce.py --profile $(PROFILE)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal

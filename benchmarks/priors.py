@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,16 @@ def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
 
 def grids_per_second(configs: dict[str, ovq.PriorConfig]) -> dict[str, float]:
     """Return the median rate of each configuration's training step, in turns."""
-    measures = {}
-    for name, config in configs.items():
-        prior = ovq.PixelCNN(config)
-        prior.compile(optimizer=build_optimizer(config, 1000))
-        codes = np.random.default_rng(0).integers(0, config.num_embeddings, (config.batch_size, *config.grid_shape))
-        inputs = {"codes": codes} | {key: np.zeros(len(codes), np.int32) for key in prior.condition_sizes}
-        measures[name] = training_rate(prior, inputs, steps=max(1, 64 // len(codes)))
-    return in_turns(measures)
+    return in_turns({name: grids_rate(config) for name, config in configs.items()})
+
+
+def grids_rate(config: ovq.PriorConfig, *, num: int = 64) -> Callable[[], float]:
+    """Return a function that trains a prior on about so many code grids and returns how many it took a second."""
+    prior = ovq.PixelCNN(config)
+    prior.compile(optimizer=build_optimizer(config, 1000))
+    codes = np.random.default_rng(0).integers(0, config.num_embeddings, (config.batch_size, *config.grid_shape))
+    inputs = {"codes": codes} | {key: np.zeros(len(codes), np.int32) for key in prior.condition_sizes}
+    return training_rate(prior, inputs, steps=max(1, num // len(codes)))
 
 
 def main() -> None:

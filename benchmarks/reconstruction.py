@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,15 @@ def systems(image_size: int) -> dict[str, ovq.VQVAEConfig]:
 
 def images_per_second(configs: dict[str, ovq.VQVAEConfig], images: np.ndarray) -> dict[str, float]:
     """Return the median rate of each configuration's training step, in turns."""
-    measures = {}
-    for name, config in configs.items():
-        model = ovq.VQVAE(config)
-        model.compile(optimizer="adam")
-        batch = np.resize(images, (config.batch_size, *images.shape[1:]))
-        measures[name] = training_rate(model, batch, steps=max(1, 320 // len(batch)))
-    return in_turns(measures)
+    return in_turns({name: images_rate(config, images) for name, config in configs.items()})
+
+
+def images_rate(config: ovq.VQVAEConfig, images: np.ndarray, *, num: int = 320) -> Callable[[], float]:
+    """Return a function that trains a network on about so many images and returns how many it took a second."""
+    model = ovq.VQVAE(config)
+    model.compile(optimizer="adam")
+    batch = np.resize(images, (config.batch_size, *images.shape[1:]))
+    return training_rate(model, batch, steps=max(1, num // len(batch)))
 
 
 def row_file(arguments: argparse.Namespace, name: str) -> Path:

@@ -201,9 +201,13 @@ class VQVAEConfig(Augmentation):
         return (self.image_size // self.downsampling,) * 2
 
     def quick(self) -> "VQVAEConfig":
-        """Return a small version for a cohort of 24: 3 CPU minutes at 128x128, the fewer epochs the more codes."""
+        """Return a small version for a cohort of 24: 3 CPU minutes, the fewer epochs the more codes.
+
+        Images are at most 128x128, and code grids 64x64.
+        """
         return dataclasses.replace(
             self,
+            image_size=min(self.image_size, 128, 64 * self.downsampling),
             width=min(self.width, 64),
             channels=tuple(min(number, 32) for number in self.channels),
             num_embeddings=min(self.num_embeddings, 256),

@@ -29,7 +29,8 @@ class Recipe:
 
     def quick(self) -> "Recipe":
         """Return the recipe with both configurations made small: minutes on a CPU."""
-        return replace(self, vqvae=self.vqvae.quick(), prior=self.prior.quick())
+        vqvae = self.vqvae.quick()
+        return replace(self, vqvae=vqvae, prior=self.prior.matched_to(vqvae).quick())
 
 
 def recipe(name: str, *, profile: str = "full") -> Recipe:
