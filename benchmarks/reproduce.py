@@ -211,13 +211,19 @@ def three_slices(index) -> ovq.Slices:
     return index.test[np.argmin(distance, axis=1)]
 
 
+def time_taken(training: dict) -> str:
+    """Return how long a network was trained, and on what."""
+    epochs = f"{training['epochs']} epoch" + "s" * (training["epochs"] > 1)
+    people = f" of {training['people']} people" if training["people"] else ""
+    return f"{training['seconds'] / 60:.1f} min, {epochs}{people}"
+
+
 def reconstruction_cells(row: dict) -> list[str]:
     """Return the cells of a row in the table of reconstructions."""
     report, training = row["reconstruction"], row["trainings"]["vqvae"]
-    people = f" of {training['people']} people" if training["people"] else ""
     return [
         row["name"], row["reported"] or "-", f"{report['bits_per_image']:,.0f}",
-        f"{training['num_parameters']:,}", f"{training['seconds'] / 60:.1f} min, {training['epochs']} epochs{people}",
+        f"{training['num_parameters']:,}", time_taken(training),
         f"{report['ssim']:.3f}", "{:.3f} ({:.3f}-{:.3f})".format(
             report["brain_ssim"], *report["intervals"]["brain_ssim"]
         ),
@@ -228,12 +234,12 @@ def reconstruction_cells(row: dict) -> list[str]:
 def prior_cells(row: dict) -> list[str]:
     """Return the cells of a row in the table of priors."""
     report, training, samples = row["prior"], row["trainings"]["prior"], row["samples"]
-    people = f" of {training['people']} people" if training["people"] else ""
     rows, columns = training["config"]["grid_shape"]
+    size = row["trainings"].get("under_prior", row["trainings"]["vqvae"])["config"]["image_size"]
     ceiling, floor = (samples[name] for name in ("ceiling", "floor"))
     return [
-        row["name"], f"{rows}×{columns}", f"{training['num_parameters']:,}",
-        f"{training['seconds'] / 60:.1f} min, {training['epochs']} epochs{people}",
+        row["name"], f"{rows}×{columns} of {size}×{size} pixels", f"{training['num_parameters']:,}",
+        time_taken(training),
         f"{report['bits_per_code']:.2f} ({report['baselines']['per_position']:.2f})",
         f"{report['bits_per_image']:,.0f}",
         f"{report['validate_accuracy']:.2f}, {report['accuracy']:.2f}",

@@ -18,6 +18,7 @@ import tensorflow as tf
 from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
+from oasis_vq.__main__ import main
 from oasis_vq.codes import encode_slices, encode_views
 from oasis_vq.folders import load_model
 from oasis_vq.sampling import sample_conditions
@@ -251,6 +252,28 @@ def test_classes_and_positions_of_adni_reach_prior_and_samples(adni, tmp_path):
     with pytest.raises(ValueError, match=r"slice_index is in \[78, 81\), or -1 for unknown. Received: \[3\]"):
         ovq.sample_codes(prior, 1, slice_index=3)
     ovq.sample_codes(prior, 1, slice_index=-1, label=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ovq.recipe_names())
+def test_every_recipe_works_on_an_adni_folder(name, adni, tmp_path):
+    """The layers, batches and losses as they are, on 64x64 slices for an epoch: from the folder to new brains."""
+    shared = ["--data", adni, "--epochs", "1"]
+    for words in (
+        ["train-vqvae", *shared, "--recipe", name, "--image-size", "64", "--out", tmp_path / "v"],
+        ["evaluate", tmp_path / "v", "--data", adni],
+        ["train-prior", *shared, "--vqvae", tmp_path / "v", "--out", tmp_path / "p"],
+        ["generate", "--prior", tmp_path / "p", "-n", "2", "--out", tmp_path / "brains"],
+    ):
+        assert main([str(word) for word in words]) == 0
+    vqvae, prior = ovq.recipe(name).vqvae, ovq.load_prior(tmp_path / "p").config
+    side = 64 // vqvae.downsampling
+    assert prior.grid_shape == (side, side) and prior.recipe == name
+    assert prior.num_labels == (2 if "label" in ovq.recipe(name).prior.condition_on else 0)
+    codes = ovq.Codes.load(tmp_path / "brains" / "codes.npz").codes
+    assert codes.shape == (2, side, side) and codes.max() < vqvae.num_embeddings
+    scores = json.loads((tmp_path / "v" / "metrics.json").read_text())
+    assert np.isfinite(scores["brain_ssim"]) and scores["num_images"] == 24
 
 
 def test_augmented_training_has_twice_the_steps_and_comes_back(tmp_path, index):
