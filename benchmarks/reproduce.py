@@ -119,11 +119,15 @@ def plan(rows: dict[str, Row], chosen: dict[str, System], arguments: argparse.Na
     rates = in_turns(measures, turns=3) if measures else {}
     for (name, part), rate in rates.items():
         config = configs[name, part]
-        copies = 2 if getattr(config, "upside_down_copies", False) else 1
-        passes = 60 * arguments.minutes * SHARE * rate / (copies * len(index.train))
-        people = None if passes >= 1 else max(1, int(passes * index.train.num_subjects))
+        num_items = len(index.train) * (2 if getattr(config, "upside_down_copies", False) else 1)
+        passes = 60 * arguments.minutes * SHARE * rate / num_items
+        people = None
+        if passes < 1:
+            people = max(1, int(passes * index.train.num_subjects))
+            num_items = num_items * people // index.train.num_subjects
         epochs = max(1, min(config.epochs, int(passes)))
-        training = {"config": dataclasses.replace(config, epochs=epochs).to_dict(), "people": people, "rate": rate}
+        training = {"config": dataclasses.replace(config, epochs=epochs).to_dict(), "people": people}
+        training |= {"num_items": num_items, "rate": rate}
         begun = {"name": name, "reported": chosen[name].reported, "device": device, "data": index.train.root.name,
                  "minutes": arguments.minutes}  # fmt: skip
         rows[name].add(**begun, trainings=rows[name].values.get("trainings", {}) | {part: training})
@@ -212,10 +216,11 @@ def three_slices(index) -> ovq.Slices:
 
 
 def time_taken(training: dict) -> str:
-    """Return how long a network was trained, and on what."""
+    """Return how long a training took at the measured rate, and by the clock, with all that was beside it."""
     epochs = f"{training['epochs']} epoch" + "s" * (training["epochs"] > 1)
     people = f" of {training['people']} people" if training["people"] else ""
-    return f"{training['seconds'] / 60:.1f} min, {epochs}{people}"
+    steps = training["num_items"] * training["epochs"] / training["rate"]
+    return f"{steps / 60:.1f} min at the measured rate ({training['seconds'] / 60:.1f} by the clock), {epochs}{people}"
 
 
 def reconstruction_cells(row: dict) -> list[str]:
