@@ -6,19 +6,21 @@
     python benchmarks/reproduce.py --data DATA --image-size 256 --without-priors --out figures/reproduction_256
     make reproduce PROFILE=quick                                                a rehearsal on few phantom slices
 
-Rates are measured first, in turns, on a quiet machine: every network gets the passes over the slices that fit into the
-time, at most those of its report, and where not one fits, fewer people. Each system's row is written as soon as it is
-there, in the folder OUT, and kept: what has a row is not trained again, and a training that was interrupted goes on.
+First of all the rates of all networks are measured, in turns, on a quiet machine, and OUT/plan.json is written: every
+network gets the passes over the slices that fit into the time, at most those of its report; where the time would end
+within a pass, some people are left out. Then a row is written for each system as soon as it is there. What has a row is
+not trained again, and a training that was interrupted goes on. To begin anew, remove OUT and build/reproduction.
 OUT.md, OUT.tex and OUT.pdf show all rows; loss curves and reconstructions with code maps are in build/reproduction.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -52,23 +54,24 @@ class System:
     reported: str = ""
     """What its report claims; ours have none."""
 
-    @property
-    def under_prior(self) -> ovq.VQVAEConfig | None:
-        """The VQ-VAE whose codes the prior learns: the same, or that of a smaller resize."""
+    def parts(self, index: ovq.SliceIndex) -> dict[str, ovq.VQVAEConfig | ovq.PriorConfig]:
+        """Return what is trained: `vqvae`; `prior`; `under_prior`, the VQ-VAE of its codes, if that is another one."""
         if self.prior is None:
-            return None
-        if max(self.vqvae.grid_shape) <= WIDEST_PRIOR:
-            return self.vqvae
-        return dataclasses.replace(self.vqvae, image_size=WIDEST_PRIOR * self.vqvae.downsampling)
+            return {"vqvae": self.vqvae}
+        under = self.vqvae
+        if max(under.grid_shape) > WIDEST_PRIOR:
+            under = dataclasses.replace(under, image_size=WIDEST_PRIOR * under.downsampling)
+        prior = self.prior.matched_to(under).conditioned_by(index)
+        return {"vqvae": self.vqvae, **({} if under == self.vqvae else {"under_prior": under}), "prior": prior}
 
 
-def systems(image_size: int, *, profile: str = "full") -> dict[str, System]:
+def systems(image_size: int, *, profile: str = "full", with_priors: bool = True) -> dict[str, System]:
     """Return what is compared: the published systems, one of them with another loss, and ours."""
 
     def system(name: str, base: str, reported: str = "", *, with_prior: bool = True, **changes) -> System:
         recipe = ovq.recipe(base, profile=profile)
         vqvae = dataclasses.replace(recipe.vqvae, image_size=image_size, **changes)
-        return System(name, vqvae, recipe.prior if with_prior else None, reported)
+        return System(name, vqvae, recipe.prior if with_prior and with_priors else None, reported)
 
     published = [name for name in ovq.recipe_names() if ovq.recipe(name).reported]
     found = [system(name, name, ovq.recipe(name).reported) for name in published]
@@ -81,308 +84,379 @@ def systems(image_size: int, *, profile: str = "full") -> dict[str, System]:
     return {made.name: made for made in found}
 
 
+def network(config: ovq.VQVAEConfig | ovq.PriorConfig) -> str:
+    """Return a text that is the same for configurations that take the same time for a step."""
+    left_out = {"recipe": "", "epochs": 1} | ({"loss": "mse"} if isinstance(config, ovq.VQVAEConfig) else {})
+    return json.dumps(dataclasses.replace(config, **left_out).to_dict())
+
+
+def make_plan(chosen: dict[str, System], index: ovq.SliceIndex, minutes: float, device: str) -> dict:
+    """Measure the rates of all networks, and return the trainings that fit into the time."""
+    configs = {(name, part): config for name, system in chosen.items() for part, config in system.parts(index).items()}
+    measures = {}
+    for key in dict.fromkeys(map(network, configs.values())):
+        config = next(config for config in configs.values() if network(config) == key)
+        if isinstance(config, ovq.PriorConfig):
+            measures[key] = grids_rate(config)
+        else:
+            measures[key] = images_rate(config, ovq.load_images(index.train[:16], image_size=config.image_size))
+    rates = in_turns(measures, turns=3)
+    plan = {**identity(index, minutes), "device": device, "systems": {name: {} for name in chosen}}
+    for (name, part), config in configs.items():
+        copies = 2 if getattr(config, "upside_down_copies", False) else 1
+        rate, all_people = rates[network(config)], index.train.num_subjects
+        passes = 60 * minutes * SHARE * rate / (copies * len(index.train))
+        epochs = min(config.epochs, max(1, math.ceil(passes)))
+        people = min(all_people, max(1, int(all_people * passes / epochs)))
+        plan["systems"][name][part] = {
+            "config": dataclasses.replace(config, epochs=epochs).to_dict(),
+            "people": people,
+            "rate": rate,
+            "seconds": epochs * copies * len(index.train) * people / all_people / rate,
+        }
+    return plan
+
+
+def identity(index: ovq.SliceIndex, minutes: float) -> dict:
+    """Return what all rows of a table have in common."""
+    splits = {name: part.fingerprint() for name, part in index.splits().items()}
+    return {"data": index.train.root.name, "splits": splits, "minutes": minutes}
+
+
+def disagreement(plan: dict, chosen: dict[str, System], index: ovq.SliceIndex, minutes: float) -> str:
+    """Return in what a plan is not what is asked for, or ''."""
+    for name, value in identity(index, minutes).items():
+        if plan[name] != value:
+            return name
+    for name, system in chosen.items():
+        for part, config in system.parts(index).items():
+            known = plan["systems"].get(name, {}).get(part)
+            if known is None or type(config).from_dict({**known["config"], "epochs": config.epochs}) != config:
+                return f"{name}, {part}"
+        if set(plan["systems"][name]) != set(system.parts(index)):
+            return name
+    return ""
+
+
 class Row:
     """A row of the table: a JSON file that grows, and a strip of pictures beside it."""
 
     def __init__(self, folder: Path, name: str):
         slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-        self.file, self.strip, self.models = (
-            folder / f"{slug}.json",
-            folder / f"{slug}.png",
-            MODELS / folder.name / slug,
-        )
-        self.values = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.name, self.file, self.strip = name, folder / f"{slug}.json", folder / f"{slug}.png"
+        self.models = MODELS / folder.name / slug
+        self.values: dict = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def add(self, **values) -> None:
         """Keep what has been found."""
         self.values |= values
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, self.values)
 
-
-def plan(rows: dict[str, Row], chosen: dict[str, System], arguments: argparse.Namespace, index, device: str) -> None:
-    """Measure the rates of what has no row yet, and begin its row with the trainings that fit into the time."""
-    measures: dict[tuple[str, str], Callable[[], float]] = {}
-    configs: dict[tuple[str, str], ovq.VQVAEConfig | ovq.PriorConfig] = {}
-    for name in [name for name, row in rows.items() if "trainings" not in row.values]:
-        system = chosen[name]
-        parts = {"vqvae": system.vqvae, "prior": system.prior}
-        if system.under_prior not in (None, system.vqvae):
-            parts["under_prior"] = system.under_prior
-        for part, config in parts.items():
-            if isinstance(config, ovq.PriorConfig):
-                config = config.matched_to(system.under_prior).conditioned_by(index)
-                configs[name, part], measures[name, part] = config, grids_rate(config, num=32)
-            elif config is not None:
-                images = ovq.load_images(index.train[:16], image_size=config.image_size)
-                configs[name, part], measures[name, part] = config, images_rate(config, images, num=64)
-    rates = in_turns(measures, turns=3) if measures else {}
-    for (name, part), rate in rates.items():
-        config = configs[name, part]
-        num_items = len(index.train) * (2 if getattr(config, "upside_down_copies", False) else 1)
-        passes = 60 * arguments.minutes * SHARE * rate / num_items
-        people = None
-        if passes < 1:
-            people = max(1, int(passes * index.train.num_subjects))
-            num_items = num_items * people // index.train.num_subjects
-        epochs = max(1, min(config.epochs, int(passes)))
-        training = {"config": dataclasses.replace(config, epochs=epochs).to_dict(), "people": people}
-        training |= {"num_items": num_items, "rate": rate}
-        begun = {"name": name, "reported": chosen[name].reported, "device": device, "data": index.train.root.name,
-                 "minutes": arguments.minutes}  # fmt: skip
-        rows[name].add(**begun, trainings=rows[name].values.get("trainings", {}) | {part: training})
+    def lacks(self, plan: dict) -> bool:
+        """Return whether something of the row is not there yet."""
+        wanted = {"reconstruction"} | ({"prior", "samples", "sampling_seconds"} if "prior" in plan else set())
+        return not (wanted <= set(self.values) and self.strip.exists())
 
 
-def check_same(row: Row, system: System, arguments: argparse.Namespace, index) -> None:
-    """Raise ValueError if a row is of something else than what is asked for."""
-    known = {part: training["config"] for part, training in row.values["trainings"].items()}
-    asked = {"data": index.train.root.name, "minutes": arguments.minutes}
-    same = all(row.values[name] == value for name, value in asked.items())
-    vqvae = ovq.VQVAEConfig.from_dict(known["vqvae"])
-    same = same and vqvae == dataclasses.replace(system.vqvae, epochs=vqvae.epochs)
-    if not same or ("prior" in known) != (system.prior is not None):
-        raise ValueError(f"{row.file} is of other data, another time or another configuration: remove it.")
+def twin(name: str, plan: dict) -> str | None:
+    """Return the system before this one whose plan is the same but for the recipe's name, if there is one."""
+
+    def bare(system: dict) -> dict:
+        return {part: {**training, "config": {**training["config"], "recipe": ""}} for part, training in system.items()}
+
+    names = list(plan["systems"])
+    earlier = names[: names.index(name)]
+    return next((other for other in earlier if bare(plan["systems"][other]) == bare(plan["systems"][name])), None)
 
 
-def train(row: Row, part: str, index, vqvae: ovq.VQVAE | None = None):
+def train(row: Row, plan: dict, part: str, index: ovq.SliceIndex, vqvae: ovq.VQVAE | None = None):
     """Return the model of a part of a row, trained, or loaded if it has been."""
-    training = row.values["trainings"][part]
     kind = ovq.VQVAEConfig if vqvae is None else ovq.PriorConfig
-    config = kind.from_dict(training["config"])
-    if training["people"]:
-        index = ovq.find_slices(index.train.root, limit_train=training["people"])
-    model = ovq.fit_or_load(row.models / part, config, index, vqvae=vqvae)
+    if plan[part]["people"] < index.train.num_subjects:
+        index = ovq.find_slices(index.train.root, limit_train=plan[part]["people"])
+    model = ovq.fit_or_load(row.models / part, kind.from_dict(plan[part]["config"]), index, vqvae=vqvae)
     history = ovq.read_history(model.folder)
-    row.values["trainings"][part] |= {
-        "seconds": float(history["seconds"].sum()),
-        "epochs": len(history["epoch"]),
-        "num_parameters": model.count_params(),
-    }
-    row.add()
-    names = ["loss", "reconstruction_loss", "vq_loss"] if vqvae is None else ["bits_per_code", "accuracy"]
-    ovq.save_figure(ovq.plot_history(history, [name for name in names if name in history]), part, folder=row.models)
+    weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
+    if vqvae is None and model.config.quantizer == "ema":  # its codebook is not trained by gradient
+        weights += model.config.num_embeddings * model.config.embedding_dim
+    found = {"seconds": float(history["seconds"].sum()), "epochs": len(history["epoch"]), "weights": weights}
+    row.add(trainings={**row.values.get("trainings", {}), part: found})
+    names = ["total_loss", "reconstruction_loss", "vq_loss"] if vqvae is None else ["bits_per_code", "accuracy"]
+    ovq.save_figure(ovq.plot_history(history, names), part, folder=row.models)
     plt.close("all")
     return model
 
 
-def fill(row: Row, index, *, num_samples: int) -> None:
+def fill(row: Row, plan: dict, index: ovq.SliceIndex, device: str, *, num_samples: int) -> None:
     """Train, score and picture what a row lacks."""
+    if not (row.models / "vqvae").exists():
+        row.values = {}  # scores of models that are lost
+    row.add(name=row.name, device=device)
     shown = three_slices(index)
-    vqvae = train(row, "vqvae", index)
+    vqvae = train(row, plan, "vqvae", index)
     images = ovq.load_images(shown, image_size=vqvae.config.image_size)
     codes = vqvae.encode(images)
+    again = vqvae.decode(codes)
+    panels = ovq.plot_reconstructions(images, codes, again, num_embeddings=vqvae.config.num_embeddings)
+    ovq.save_figure(panels, "reconstructions", folder=row.models)
+    plt.close("all")
     if "reconstruction" not in row.values:
         report = ovq.evaluate_reconstruction(vqvae, index.test, train=index.train)
-        report.pop("positions")
-        row.add(reconstruction=report)
-        panels = ovq.plot_reconstructions(
-            images, codes, vqvae.decode(codes), num_embeddings=vqvae.config.num_embeddings
-        )  # fmt: skip
-        ovq.save_figure(panels, "reconstructions", folder=row.models)
-        plt.close("all")
-    parts = [images, vqvae.decode(codes)]
-    if "prior" in row.values["trainings"]:
-        under = train(row, "under_prior", index) if "under_prior" in row.values["trainings"] else vqvae
-        prior = train(row, "prior", index, under)
+        row.add(reconstruction={name: value for name, value in report.items() if name != "positions"})
+    pictures = [images, again]
+    if "prior" in plan:
+        under = train(row, plan, "under_prior", index) if "under_prior" in plan else vqvae
+        prior = train(row, plan, "prior", index, under)
         if "prior" not in row.values:
             row.add(prior=ovq.evaluate_prior(prior, under, index))
         if "sampling_seconds" not in row.values:
-            ovq.sample_codes(prior, 16, seed=0)  # compiles
+            under.decode(ovq.sample_codes(prior, 16, seed=0))  # compiles
             start = time.perf_counter()
             under.decode(ovq.sample_codes(prior, 16, seed=1))
             row.add(sampling_seconds=time.perf_counter() - start)
         if "samples" not in row.values:
             scores = ovq.evaluate_samples(prior, under, index, num=num_samples, num_repeats=2)
-            scores.pop("distances")
-            row.add(samples=scores)
-        conditions = {name: getattr(shown, {"slice_index": "slice"}.get(name, name)) for name in prior.condition_sizes}
-        drawn = under.decode(ovq.sample_codes(prior, len(shown), seed=0, **conditions))
+            row.add(samples={name: value for name, value in scores.items() if name != "distances"})
+        of = {"slice_index": shown.slice, "label": shown.label}
+        drawn = under.decode(ovq.sample_codes(prior, len(shown), **{name: of[name] for name in prior.condition_sizes}))
         scale = images.shape[1] // drawn.shape[1]
-        parts.append(drawn.repeat(scale, axis=1).repeat(scale, axis=2))
-    strip = np.concatenate([image[..., 0] for part in parts for image in part], axis=1)
+        pictures.append(drawn.repeat(scale, axis=1).repeat(scale, axis=2))
+    strip = np.concatenate([image[..., 0] for part in pictures for image in part], axis=1)
     write_whole(row.strip, iio.imwrite("<bytes>", np.round(strip * 255).astype(np.uint8), extension=".png"))
 
 
-def three_slices(index) -> ovq.Slices:
+def three_slices(index: ovq.SliceIndex) -> ovq.Slices:
     """Return slices of three test people, from the lower to the upper half of the head."""
     low, high = index.slice_range
-    people = np.unique(index.test.subject)[: len(SHOWN)]
-    wanted = zip(np.resize(people, len(SHOWN)), SHOWN, strict=True)
-    distance = [
-        np.where(index.test.subject == person, np.abs(index.test.slice - (low + share * (high - low))), np.inf)
-        for person, share in wanted
-    ]
-    return index.test[np.argmin(distance, axis=1)]
+    people = np.resize(np.unique(index.test.subject)[: len(SHOWN)], len(SHOWN))
+    rows = []
+    for person, share in zip(people, SHOWN, strict=True):
+        own = np.flatnonzero(index.test.subject == person)
+        rows.append(own[np.argmin(np.abs(index.test.slice[own] - (low + share * (high - low))))])
+    return index.test[np.array(rows)]
 
 
-def time_taken(training: dict) -> str:
+def number(value: float | None, form: str) -> str:
+    """Return a score as text, '-' if it is none."""
+    return "-" if value is None else format(value, form)
+
+
+def between(samples: dict, score: str) -> str:
+    """Return a score of samples with those of the ceiling and the floor."""
+    own, ceiling, floor = (number(part[score], ".2f") for part in (samples, samples["ceiling"], samples["floor"]))
+    void = score == "classifier_accuracy" and not is_valid(samples)
+    return f"{own} ({ceiling}, {floor})" + ", void" * void
+
+
+def is_valid(samples: dict) -> bool:
+    """Return whether the classifier knows the floor and does not know the ceiling."""
+    ceiling, floor = (samples[name]["classifier_accuracy"] for name in ("ceiling", "floor"))
+    return None not in (ceiling, floor) and 0.45 <= ceiling <= 0.55 and floor >= 0.95
+
+
+def duration(plan: dict, row: dict, part: str, all_people: int) -> str:
     """Return how long a training took at the measured rate, and by the clock, with all that was beside it."""
-    epochs = f"{training['epochs']} epoch" + "s" * (training["epochs"] > 1)
-    people = f" of {training['people']} people" if training["people"] else ""
-    steps = training["num_items"] * training["epochs"] / training["rate"]
-    return f"{steps / 60:.1f} min at the measured rate ({training['seconds'] / 60:.1f} by the clock), {epochs}{people}"
+    found, training = row["trainings"][part], plan[part]
+    epochs = f"{found['epochs']} epoch" + "s" * (found["epochs"] > 1)
+    people = f" of {training['people']} people" if training["people"] < all_people else ""
+    return f"{training['seconds'] / 60:.1f} min ({found['seconds'] / 60:.1f}), {epochs}{people}"
 
 
-def reconstruction_cells(row: dict) -> list[str]:
-    """Return the cells of a row in the table of reconstructions."""
-    report, training = row["reconstruction"], row["trainings"]["vqvae"]
-    return [
-        row["name"], row["reported"] or "-", f"{report['bits_per_image']:,.0f}",
-        f"{training['num_parameters']:,}", time_taken(training),
-        f"{report['ssim']:.3f}", "{:.3f} ({:.3f}-{:.3f})".format(
-            report["brain_ssim"], *report["intervals"]["brain_ssim"]
-        ),
-        f"{report['brain_psnr']:.1f} dB", f"{report['codebook_usage']:.0%}",
-    ]  # fmt: skip
+def reconstruction_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[str, str]:
+    """Return the cells of a row in the table of reconstructions, by column."""
+    report = row["reconstruction"]
+    low, high = report["intervals"]["brain_ssim"]
+    return {
+        "system": system.name,
+        "its report claims": system.reported or "-",
+        "bits an image": f"{report['bits_per_image']:,.0f}",
+        "weights": f"{row['trainings']['vqvae']['weights']:,}",
+        "training (by the clock)": duration(plan, row, "vqvae", all_people),
+        "ssim": number(report["ssim"], ".3f"),
+        "brain_ssim": f"{number(report['brain_ssim'], '.3f')} ({number(low, '.3f')}-{number(high, '.3f')})",
+        "brain_psnr": f"{number(report['brain_psnr'], '.1f')} dB",
+        "codes used": f"{report['codebook_usage']:.0%}",
+    }
 
 
-def prior_cells(row: dict) -> list[str]:
-    """Return the cells of a row in the table of priors."""
-    report, training, samples = row["prior"], row["trainings"]["prior"], row["samples"]
-    rows, columns = training["config"]["grid_shape"]
-    size = row["trainings"].get("under_prior", row["trainings"]["vqvae"])["config"]["image_size"]
-    ceiling, floor = (samples[name] for name in ("ceiling", "floor"))
-    return [
-        row["name"], f"{rows}×{columns} of {size}×{size} pixels", f"{training['num_parameters']:,}",
-        time_taken(training),
-        f"{report['bits_per_code']:.2f} ({report['baselines']['per_position']:.2f})",
-        f"{report['bits_per_image']:,.0f}",
-        f"{report['validate_accuracy']:.2f}, {report['accuracy']:.2f}",
-        f"{samples['classifier_accuracy']:.2f} ({ceiling['classifier_accuracy']:.2f}, "
-        f"{floor['classifier_accuracy']:.2f})",
-        f"{samples['coverage']:.2f} ({ceiling['coverage']:.2f}, {floor['coverage']:.2f})",
-        f"{row['sampling_seconds']:.1f} s",
-    ]  # fmt: skip
+def prior_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[str, str]:
+    """Return the cells of a row in the table of priors, by column."""
+    report, under = row["prior"], "under_prior" if "under_prior" in plan else "vqvae"
+    (height, width), size = plan["prior"]["config"]["grid_shape"], plan[under]["config"]["image_size"]
+    time_taken = duration(plan, row, "prior", all_people)
+    if under == "under_prior":
+        time_taken += f"; its VQ-VAE {duration(plan, row, under, all_people)}"
+    return {
+        "system": system.name,
+        "codes": f"{height}×{width} of {size}×{size} pixels",
+        "weights": f"{row['trainings']['prior']['weights']:,}",
+        "training (by the clock)": time_taken,
+        "bits a test code (per position)": f"{report['bits_per_code']:.2f} ({report['baselines']['per_position']:.2f})",
+        "bits an image": f"{report['bits_per_image']:,.0f}",
+        "accuracy in validation, test": f"{report['validate_accuracy']:.2f}, {report['accuracy']:.2f}",
+        "classifier (ceiling, floor)": between(row["samples"], "classifier_accuracy"),
+        "coverage (ceiling, floor)": between(row["samples"], "coverage"),
+        "16 samples": f"{row['sampling_seconds']:.1f} s",
+    }
 
 
-RECONSTRUCTION_HEADER = [
-    "system", "its report claims", "bits an image", "weights", "training", "ssim", "brain_ssim", "brain_psnr",
-    "codes used",
-]  # fmt: skip
-PRIOR_HEADER = [
-    "system", "codes", "weights", "training", "bits a test code (per position)", "bits an image",
-    "accuracy: validation, test", "classifier (ceiling, floor)", "coverage (ceiling, floor)", "16 samples",
-]  # fmt: skip
+def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> list[str]:
+    """Return a sentence for each system: whether it beats the baselines, and which of ours is to be held against it.
 
-
-def verdicts(rows: list[dict]) -> list[str]:
-    """Return a sentence for each system: whether it beats the baselines, and which of ours beats it with no more bits.
-
-    The time is the same for all, so no more of it was used.
+    That is the one with the most bits among those that take no more bits and no more time, two percent aside.
     """
-    ours = [row for row in rows if not row["reported"] and row["name"].startswith("ours")]
     sentences = []
-    for row in rows:
-        report = row["reconstruction"]
-        lost = [name.replace("_", " ") for name, scores in report["baselines"].items()
-                if report["brain_ssim"] <= scores["brain_ssim"]]  # fmt: skip
-        text = f"{row['name']}: " + (f"does NOT beat the {' or the '.join(lost)}" if lost else "beats the baselines")
-        fair = [own for own in ours if own["reconstruction"]["bits_per_image"] <= report["bits_per_image"]]
-        if row["reported"] and fair:
-            best = max(fair, key=lambda own: own["reconstruction"]["brain_ssim"])
-            score, bits = (best["reconstruction"][name] for name in ("brain_ssim", "bits_per_image"))
-            better = "is beaten by" if score > report["brain_ssim"] else "is NOT beaten by"
-            text += f"; {better} '{best['name']}' ({score:.3f} with {bits:,.0f} bits)"
-        elif row["reported"]:
-            text += "; none of ours takes as few bits"
+    for name, row in found.items():
+        report, used = row["reconstruction"], row["reconstruction"]["codebook_usage"]
+        lost = [kind.replace("_", " ") for kind, scores in report["baselines"].items()
+                if not (report["brain_ssim"] or 0) > (scores["brain_ssim"] or 0)]  # fmt: skip
+        epochs = f"{row['trainings']['vqvae']['epochs']} epochs, {used:.0%} of its codes in use"
+        text = f"{name}: " + (
+            f"does NOT beat the {' and the '.join(lost)} ({epochs})" if lost else "beats the baselines"
+        )
+        if chosen[name].reported:
+            text += f"; {answer(name, found, chosen, plan)}"
         sentences.append(f"{text}.")
     return sentences
 
 
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines]) + "\n"
+def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: dict) -> str:
+    """Return what one of ours does with no more bits and time than a published system."""
+    theirs, systems_of = found[name], plan["systems"]
+    fair = [
+        own
+        for own in chosen
+        if own.startswith("ours")
+        and chosen[own].vqvae.bits_per_image <= chosen[name].vqvae.bits_per_image
+        and systems_of[own]["vqvae"]["seconds"] <= 1.02 * systems_of[name]["vqvae"]["seconds"]
+    ]
+    if not fair:
+        return "none of ours takes as few bits in as little time"
+    best = max(fair, key=lambda own: chosen[own].vqvae.bits_per_image)
+    if best not in found:
+        return f"'{best}', which is to be held against it, is not trained yet"
+    own = found[best]
+    score, bits = own["reconstruction"]["brain_ssim"], own["reconstruction"]["bits_per_image"]
+    better = "is beaten by" if score > theirs["reconstruction"]["brain_ssim"] else "is NOT beaten by"
+    text = f"{better} '{best}' ({score:.3f} with {bits:,.0f} bits)"
+    rivals = [other for other in fair if "samples" in found.get(other, {})]
+    if "samples" in theirs and rivals:
+        rival = max(rivals, key=lambda own: chosen[own].vqvae.bits_per_image)
+        pair = [found[which]["samples"] for which in (name, rival)]
+        accuracies = [number(samples["classifier_accuracy"], ".2f") for samples in pair]
+        void = "" if all(map(is_valid, pair)) else ", of which one is void"
+        text += f"; its samples are told with {accuracies[0]}, those of '{rival}' with {accuracies[1]}{void}"
+    return text
 
 
-def latex(header: list[str], lines: list[list[str]]) -> str:
-    def escaped(text: str) -> str:
-        return re.sub(r"([%&_#])", r"\\\1", text).replace("×", r"$\times$")
-
-    body = [" & ".join(map(escaped, cells)) + r" \\" for cells in (header, *lines)]
-    rows = "\n".join([body[0], r"\hline", *body[1:]])
-    return f"\\begin{{tabular}}{{{'l' * len(header)}}}\n{rows}\n\\end{{tabular}}\n"
+def markdown(rows: list[dict[str, str]]) -> str:
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def summarise(out: Path) -> None:
+def escaped(text: str) -> str:
+    """Return text for LaTeX."""
+    return re.sub(r"([%&_#])", r"\\\1", text).replace("×", r"$\times$")
+
+
+def latex(rows: list[dict[str, str]]) -> str:
+    header, *lines = (" & ".join(map(escaped, cells)) + r" \\" for cells in (rows[0], *(row.values() for row in rows)))
+    columns = "".join("p{6cm}" if name == "its report claims" else "l" for name in rows[0])
+    body = "\n".join([header, r"\hline", *lines])
+    return f"\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}}}\n"
+
+
+def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int) -> None:
     """Write the tables and the figure of all rows that are complete."""
-    found = [(json.loads(file.read_text()), file.with_suffix(".png")) for file in sorted(out.glob("*.json"))]
-    found = [(row, strip) for row, strip in found if strip.exists()]
+    found, strips = {}, []
+    for name in chosen:
+        row = Row(out, name)
+        if not row.lacks(plan["systems"][name]):
+            found[name] = row.values
+            strips.append(row.strip)
     if not found:
         return
-    order = list(systems(256))
-    found.sort(key=lambda pair: order.index(pair[0]["name"]) if pair[0]["name"] in order else len(order))
-    rows = [row for row, _ in found]
-    first = rows[0]
-    baselines = first["reconstruction"]["baselines"]
-    size = first["trainings"]["vqvae"]["config"]["image_size"]
-    pairs = [(RECONSTRUCTION_HEADER, [reconstruction_cells(row) for row in rows])]
-    if with_prior := [row for row in rows if "samples" in row]:
-        pairs.append((PRIOR_HEADER, [prior_cells(row) for row in with_prior]))
-    intro = (
-        f"{first['data']}, {size}×{size}, at most {first['minutes']:g} minutes for each network ({first['device']}); "
-        "scores of test people. "
-        + "; ".join(
-            f"{name.replace('_', ' ')}: ssim {scores['ssim']:.3f}, brain_ssim {scores['brain_ssim']:.3f}"
-            for name, scores in baselines.items()
-        )
-        + "."
+    size = next(iter(chosen.values())).vqvae.image_size
+    baselines = next(iter(found.values()))["reconstruction"]["baselines"]
+    scores = "; ".join(
+        f"{name.replace('_', ' ')}: ssim {number(part['ssim'], '.3f')}, brain_ssim {number(part['brain_ssim'], '.3f')}"
+        for name, part in baselines.items()
     )
-    told = "\n".join(f"- {text}" for text in verdicts(rows))
-    text = "\n".join([intro, "", *(markdown(*pair) for pair in pairs), told, ""])
+    intro = (
+        f"{plan['data']}, {size}×{size}, at most {plan['minutes']:g} minutes for each network, at rates measured on: "
+        f"{plan['device']}. Scores of test people. {scores}."
+    )
+    cells = [
+        [make(chosen[name], plan["systems"][name], row, all_people) for name, row in found.items() if part in row]
+        for make, part in ((reconstruction_cells, "reconstruction"), (prior_cells, "samples"))
+    ]
+    tables = [rows for rows in cells if rows]
+    told = verdicts(found, chosen, plan)
+    told += [f"{name}: here the same as {other}." for name in found if (other := twin(name, plan))]
+    text = "\n".join([intro, "", *map(markdown, tables), *(f"- {sentence}" for sentence in told), ""])
     write_whole(out.with_suffix(".md"), text.encode())
-    write_whole(out.with_suffix(".tex"), "\n".join(latex(*pair) for pair in pairs).encode())
+    items = "\n".join(rf"\item {escaped(sentence)}" for sentence in told)
+    parts = [escaped(intro) + "\n", *map(latex, tables), f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"]
+    write_whole(out.with_suffix(".tex"), "\n".join(parts).encode())
     print(text)
 
     figure, axes = plt.subplots(len(found), 1, figsize=(9.9, 1.2 * len(found)), layout="constrained", squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0)
     width = 3 * len(SHOWN) * size
-    for axis, (row, strip) in zip(axes.flat, found, strict=True):
-        picture = iio.imread(strip)
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axis, name, strip in zip(axes.flat, found, strips, strict=True):
+        axis.imshow(iio.imread(strip), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set(xlim=(0, width), xticks=[], yticks=[])
-        axis.set_ylabel(row["name"].replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
         for spine in axis.spines.values():
             spine.set_visible(False)
-    for number, text in enumerate(("test slices", "reconstructions", "samples")):
-        axes[0, 0].text((number + 0.5) * width / 3, -0.08 * size, text, ha="center", fontsize=9)
+    for column, heading in enumerate(("test slices", "reconstructions", "samples")):
+        axes[0, 0].text((column + 0.5) * width / 3, -0.08 * size, heading, ha="center", fontsize=9)
     ovq.save_figure(figure, out.name, folder=out.parent)
+    plt.close("all")
 
 
 def main() -> None:
-    """Train, score, and write the tables."""
+    """Plan, train, score, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with slices; OASIS_VQ_DATA or a phantom cohort without it")
     parser.add_argument("--profile", choices=("quick", "full"), default="full", help="quick: small networks, 64x64")
-    parser.add_argument("--image-size", type=int, help="128, or 64 in the quick profile")
-    parser.add_argument("--minutes", type=float, help="of training for each network: 8, or 0.2 in the quick profile")
+    parser.add_argument("--image-size", type=int, choices=(64, 128, 256), help="128, or 64 in the quick profile")
+    parser.add_argument("--minutes", type=float, help="of training for each network: 8, or 0.1 in the quick profile")
     parser.add_argument("--only", action="append", help="a system; may be given several times")
     parser.add_argument("--without-priors", action="store_true", help="reconstructions alone")
     parser.add_argument("--out", type=Path, help="folder of the rows: figures/reproduction, or below build")
     arguments = parser.parse_args()
     quick = arguments.profile == "quick"
-    size = arguments.image_size or (64 if quick else 128)
-    arguments.minutes = arguments.minutes or (0.2 if quick else 8.0)
+    size, minutes = arguments.image_size or (64 if quick else 128), arguments.minutes or (0.1 if quick else 8.0)
     out = arguments.out or (ROOT / "build" / "reproduction_quick" if quick else ROOT / "figures" / "reproduction")
+    chosen = systems(size, profile=arguments.profile, with_priors=not arguments.without_priors)
+    wanted = arguments.only or list(chosen)
+    if unknown := sorted(set(wanted) - set(chosen)):
+        parser.error(f"a system is one of {', '.join(chosen)}. Received: {', '.join(unknown)}")
 
     os.environ["OASIS_VQ_PROFILE"] = arguments.profile
     device = start_tensorflow()
     index = ovq.find_slices(arguments.data) if arguments.data else ovq.find_or_make_slices(max(size, 128))
-    chosen = systems(size, profile=arguments.profile)
-    if arguments.without_priors:
-        chosen = {name: dataclasses.replace(system, prior=None) for name, system in chosen.items()}
-    if arguments.only:
-        if unknown := sorted(set(arguments.only) - set(chosen)):
-            parser.error(f"a system is one of {', '.join(chosen)}. Received: {', '.join(unknown)}")
-        chosen = {name: chosen[name] for name in arguments.only}
-    rows = {name: Row(out, name) for name in chosen}
-    plan(rows, chosen, arguments, index, device)
-    for name, row in rows.items():
-        try:
-            check_same(row, chosen[name], arguments, index)
-        except ValueError as error:
-            parser.error(str(error))
-        print(name, flush=True)
-        fill(row, index, num_samples=64 if quick else 512)
-        summarise(out)
+    out.mkdir(parents=True, exist_ok=True)
+    file, all_people = out / "plan.json", index.train.num_subjects
+    if not file.exists():
+        print("measuring the rates of all networks", flush=True)
+        write_json(file, make_plan(chosen, index, minutes, device))
+    plan = json.loads(file.read_text())
+    if differs := disagreement(plan, chosen, index, minutes):
+        parser.error(
+            f"{file} is of something else ({differs}): take another OUT, or remove {out} and {MODELS / out.name}"
+        )
+    for name in [name for name in chosen if name in wanted]:  # in their order: a twin comes after the other
+        row, other = Row(out, name), twin(name, plan)
+        if other and Row(out, other).values and not Row(out, other).lacks(plan["systems"][other]):
+            row.add(**Row(out, other).values | {"name": name})
+            shutil.copyfile(Row(out, other).strip, row.strip)
+        elif row.lacks(plan["systems"][name]):
+            print(name, flush=True)
+            fill(row, plan["systems"][name], index, device, num_samples=64 if quick else 512)
+        summarise(out, chosen, plan, all_people)
 
 
 if __name__ == "__main__":

@@ -257,9 +257,10 @@ def plot_history(history: dict[str, np.ndarray], names: Sequence[str], *, title:
         title: over all.
     """
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), squeeze=False, layout="constrained")
+    marker = "." if len(history["epoch"]) == 1 else ""  # one point makes no line
     for axis, name in zip(axes.flat, names, strict=True):
-        axis.plot(history["epoch"], history[name], "--", color="0.5", label="train")
-        axis.plot(history["epoch"], history[f"val_{name}"], "-", color="C0", label="validate")
+        axis.plot(history["epoch"], history[name], "--", color="0.5", marker=marker, label="train")
+        axis.plot(history["epoch"], history[f"val_{name}"], "-", color="C0", marker=marker, label="validate")
         axis.set(xlabel="epoch", title=name.replace("_", " "))
         if name.endswith("loss"):
             axis.set_yscale("log")

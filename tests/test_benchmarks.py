@@ -1,12 +1,15 @@
 """The benchmark of the quantizers times the same thing, and the table of reproductions says what was found."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
+
+import oasis_vq as ovq
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import quantizer as benchmark
@@ -23,54 +26,129 @@ def test_gradients_equal_those_of_the_one_hot_formulation():
         benchmark.check_equal([ours[0], 1.001 * ours[1]], theirs)
 
 
+@pytest.fixture
+def no_measuring(monkeypatch):
+    """Rates that need no machine: 50 items a second at a width of 128 pixels or codes, more for less."""
+
+    def rate(config, *_):
+        side = config.image_size if isinstance(config, ovq.VQVAEConfig) else 4 * config.grid_shape[0]
+        return lambda: 50 * (128 / side) ** 2 / (10 if config.recipe == "deep_residual" else 1)
+
+    monkeypatch.setattr(reproduce, "images_rate", rate)
+    monkeypatch.setattr(reproduce, "grids_rate", rate)
+
+
+def a_row(name, score, accuracy=None, ceiling=0.5):
+    """What a row's file holds."""
+    scores = {"ssim": 0.9, "brain_ssim": score, "brain_psnr": 20.0, "bits_per_image": 1000.0, "codebook_usage": 0.5}
+    baselines = {"black": {"ssim": 0.7, "brain_ssim": 0.0}, "mean_slice": {"ssim": 0.8, "brain_ssim": 0.4}}
+    training = {"seconds": 300.0, "epochs": 2, "weights": 1234}
+    row = {"name": name, "trainings": dict.fromkeys(("vqvae", "under_prior", "prior"), training)}
+    row["reconstruction"] = {**scores, "baselines": baselines, "intervals": {"brain_ssim": [0.1, None]}}
+    if accuracy is not None:
+        part = {"classifier_accuracy": 0.97, "coverage": 0.2}
+        row["samples"] = {"classifier_accuracy": accuracy, "coverage": None, "floor": part}
+        row["samples"]["ceiling"] = {"classifier_accuracy": ceiling, "coverage": 0.9}
+        bits = {"bits_per_code": 2.0, "bits_per_image": 512.0, "validate_accuracy": 0.4, "accuracy": 0.5}
+        row |= {"prior": {**bits, "baselines": {"per_position": 4.0}}, "sampling_seconds": 0.5}
+    return row
+
+
 class TestReproduction:
-    def test_every_published_system_has_a_row_and_one_of_ours_takes_no_more_bits(self):
+    def test_every_network_gets_the_whole_time(self, index, no_measuring):
         chosen = reproduce.systems(128)
-        published = [system for system in chosen.values() if system.reported]
-        ours = [system.vqvae.bits_per_image for name, system in chosen.items() if name.startswith("ours")]
-        assert {system.name for system in published} == {
-            "bce_search", "batchnorm_tanh", "adni_compact", "deep_residual", "streaming_small",
-        }  # fmt: skip
-        assert all(min(ours) <= system.vqvae.bits_per_image for system in published)
-        assert chosen["bce_search"].under_prior.grid_shape == (64, 64)
-        assert chosen["deep_residual"].under_prior is chosen["deep_residual"].vqvae
+        plan = reproduce.make_plan(chosen, index, 0.05, "here")
+        published = {name for name, system in chosen.items() if system.reported}
+        names = {"bce_search", "batchnorm_tanh", "adni_compact", "deep_residual", "streaming_small"}
+        assert published == names and set(plan["systems"]) == set(chosen)
+        for name, parts in plan["systems"].items():
+            assert set(parts) == set(chosen[name].parts(index))
+            for part, training in parts.items():
+                most = chosen[name].parts(index)[part].epochs
+                assert training["seconds"] <= 0.05 * 60 * reproduce.SHARE * 1.001
+                full = training["people"] + 1 > index.train.num_subjects * training["rate"] / 50
+                assert training["config"]["epochs"] == most or training["people"] >= 3 or full
+        under = plan["systems"]["bce_search"]["under_prior"]["config"]
+        assert (under["image_size"], plan["systems"]["bce_search"]["prior"]["config"]["grid_shape"]) == (64, [64, 64])
+        one, other = (plan["systems"][name]["vqvae"] for name in ("bce_search", "bce_search, squared error"))
+        assert one["config"]["loss"] == "bce" and other["config"]["loss"] == "mse"
+        assert all(one[name] == other[name] for name in ("people", "rate", "seconds"))
+        assert reproduce.twin("streaming_small", plan) == "adni_compact"
+        assert reproduce.twin("ours, 8x", plan) is None
+
+    def test_a_plan_of_something_else_is_refused(self, index, no_measuring):
+        chosen = reproduce.systems(128)
+        plan = json.loads(json.dumps(reproduce.make_plan(chosen, index, 1.0, "here")))
+        assert reproduce.disagreement(plan, chosen, index, 1.0) == ""
+        assert reproduce.disagreement(plan, chosen, index, 2.0) == "minutes"
+        assert reproduce.disagreement({**plan, "splits": {}}, chosen, index, 1.0) == "splits"
+        plan["systems"]["ours, 8x"]["prior"]["config"]["num_channels"] = 7
+        assert reproduce.disagreement(plan, chosen, index, 1.0) == "ours, 8x, prior"
+        alone = reproduce.systems(128, with_priors=False)
+        assert reproduce.disagreement(plan, alone, index, 1.0) == "bce_search"
+
+    def test_table_says_what_was_found_and_what_loses(self, tmp_path, index, no_measuring, monkeypatch):
+        monkeypatch.setattr(reproduce, "MODELS", tmp_path / "models")
+        chosen = reproduce.systems(64)
+        plan, out = reproduce.make_plan(chosen, index, 0.05, "here"), tmp_path / "table"
+        out.mkdir()
+        for name, score, accuracy in (
+            ("batchnorm_tanh", 0.3, 1.0),
+            ("adni_compact", 0.6, 0.99),
+            ("ours, 8x", 0.5, 0.8),
+        ):
+            row = reproduce.Row(out, name)
+            row.add(**a_row(name, score, accuracy))
+            iio.imwrite(row.strip, np.full((64, 9 * 64), 99, np.uint8))
+        reproduce.Row(out, "bce_search").add(name="bce_search")  # begun
+        reproduce.summarise(out, chosen, plan, index.train.num_subjects)
+        text, tex = ((tmp_path / f"table.{suffix}").read_text() for suffix in ("md", "tex"))
+        for said in (
+            "mean slice: ssim 0.800, brain_ssim 0.400",
+            "batchnorm_tanh: does NOT beat the mean slice (2 epochs, 50% of its codes in use); 'ours, 4x, 64 codes', ",
+            "which is to be held against it, is not trained yet", "0.300 (0.100--)",
+            "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 0.5 s |",
+        ):  # fmt: skip
+            assert said in text, said
+        assert "bce_search" not in text and r"batchnorm\_tanh" in tex and r"\item" in tex and " brain_ssim" not in tex
+        assert (tmp_path / "table.pdf").stat().st_size > 1000
+
+        reproduce.Row(out, "ours, 4x, 64 codes").add(**a_row("ours, 4x, 64 codes", 0.7, 0.9, ceiling=0.7))
+        iio.imwrite(reproduce.Row(out, "ours, 4x, 64 codes").strip, np.full((64, 9 * 64), 99, np.uint8))
+        reproduce.summarise(out, chosen, plan, index.train.num_subjects)
+        text = (tmp_path / "table.md").read_text()
+        assert (
+            "adni_compact: beats the baselines; is beaten by 'ours, 4x, 64 codes' (0.700 with 1,000 bits); its" in text
+        )
+        assert "samples are told with 0.99, those of 'ours, 4x, 64 codes' with 0.90, of which one is void." in text
 
     def test_slices_shown_are_of_three_people_and_rise(self, index):
         shown = reproduce.three_slices(index)
         assert len(set(shown.subject)) == min(3, index.test.num_subjects)
         assert (np.diff(shown.slice) >= 0).all() and set(shown.subject) <= set(index.test.subject)
 
-    def test_verdicts_say_what_loses(self):
-        def row(name, reported, score, bits):
-            baselines = {"black": {"brain_ssim": 0.0}, "mean_slice": {"brain_ssim": 0.4}}
-            report = {"brain_ssim": score, "bits_per_image": bits, "baselines": baselines}
-            return {"name": name, "reported": reported, "reconstruction": report}
-
-        rows = [row("theirs", "SSIM 0.9", 0.6, 9000), row("weak", "SSIM 0.8", 0.3, 500), row("ours, 4x", "", 0.5, 1000)]
-        assert reproduce.verdicts(rows) == [
-            "theirs: beats the baselines; is NOT beaten by 'ours, 4x' (0.500 with 1,000 bits).",
-            "weak: does NOT beat the mean slice; none of ours takes as few bits.",
-            "ours, 4x: beats the baselines.",
-        ]
-
     @pytest.mark.slow
     def test_rows_come_and_stay(self, tmp_path, cohort, monkeypatch, capsys):
-        """The whole way for one system on a few slices; a second call trains nothing, other minutes are refused."""
+        """The whole way for three systems on a few slices; a second call trains nothing, other minutes are refused."""
         monkeypatch.setattr(reproduce, "MODELS", tmp_path / "models")
         words = ["reproduce.py", "--data", str(cohort), "--profile", "quick", "--minutes", "0.02"]
-        words += ["--only", "streaming_small", "--out", str(tmp_path / "table")]
+        for name in ("adni_compact", "streaming_small", "ours, 8x"):
+            words += ["--only", name]
+        words += ["--out", str(tmp_path / "table")]
         monkeypatch.setattr(sys, "argv", words)
         reproduce.main()
-        row = json.loads((tmp_path / "table" / "streaming_small.json").read_text())
-        assert {"reconstruction", "prior", "samples", "sampling_seconds"} <= set(row)
+        rows = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "table").glob("[aso]*.json")}
+        assert set(rows) == {"adni_compact", "streaming_small", "ours_8x"}
+        assert {**rows["adni_compact"], "name": "streaming_small"} == rows["streaming_small"]
         assert {file.suffix for file in tmp_path.glob("table.*")} == {".md", ".tex", ".pdf", ".png"}
-        assert "streaming_small" in (tmp_path / "table.md").read_text()
-        picture = iio.imread(tmp_path / "table" / "streaming_small.png")
+        assert "streaming_small: here the same as adni_compact." in (tmp_path / "table.md").read_text()
+        picture = iio.imread(tmp_path / "table" / "ours_8x.png")
         assert picture.shape == (64, 9 * 64) and picture[:, : 3 * 64].std() > 20
-        trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("model.keras")}
+        assert len(list((tmp_path / "models").rglob("model.keras"))) == 4
+        shutil.rmtree(tmp_path / "models")  # not needed any more
+        monkeypatch.setattr(reproduce, "fill", None)
         reproduce.main()
-        assert len(trained) == 2 and all(file.stat().st_mtime_ns == time for file, time in trained.items())
         monkeypatch.setattr(sys, "argv", [*words, "--minutes", "1"])
         with pytest.raises(SystemExit):
             reproduce.main()
-        assert "streaming_small.json is of other data, another time" in capsys.readouterr().err
+        assert "plan.json is of something else (minutes)" in capsys.readouterr().err
