@@ -272,13 +272,15 @@ def plot_history(history: dict[str, np.ndarray], names: Sequence[str], *, title:
 
 def plot_candidates(histories: dict[str, dict[str, np.ndarray]], name: str, *, title: str | None = None) -> Figure:
     """Show one column of several trainings' history.csv against the epoch: {candidate: history}, the winner first."""
-    figure, axis = plt.subplots(figsize=(8, max(3.2, 0.22 * len(histories) + 1)), layout="constrained")
+    width = 5 + 0.07 * max(map(len, histories))  # the legend is beside the axes
+    figure, axis = plt.subplots(figsize=(width, max(3.2, 0.22 * len(histories) + 1)), layout="constrained")
     for number, (label, history) in enumerate(histories.items()):
         axis.plot(
             history["epoch"], history[name], label=label, color=plt.get_cmap("viridis")(number / len(histories)),
             lw=1 + 2 * (number == 0), zorder=3 - (number > 0),
         )  # fmt: skip
     axis.set(xlabel="epoch", ylabel=name.replace("val_", "").replace("_", " ") + " in validation", yscale="log")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title="best first", title_fontsize=7)
     axis.set_title(title or "")
     return figure
