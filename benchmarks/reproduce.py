@@ -254,12 +254,16 @@ def is_valid(samples: dict) -> bool:
     return None not in (ceiling, floor) and 0.45 <= ceiling <= 0.55 and floor >= 0.95
 
 
+def counted(found: dict) -> str:
+    """Return the epochs of a training in words."""
+    return f"{found['epochs']} epoch" + "s" * (found["epochs"] > 1)
+
+
 def duration(plan: dict, row: dict, part: str, all_people: int) -> str:
     """Return how long a training took at the measured rate, and by the clock, with all that was beside it."""
     found, training = row["trainings"][part], plan[part]
-    epochs = f"{found['epochs']} epoch" + "s" * (found["epochs"] > 1)
     people = f" of {training['people']} people" if training["people"] < all_people else ""
-    return f"{training['seconds'] / 60:.1f} min ({found['seconds'] / 60:.1f}), {epochs}{people}"
+    return f"{training['seconds'] / 60:.1f} min ({found['seconds'] / 60:.1f}), {counted(found)}{people}"
 
 
 def reconstruction_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[str, str]:
@@ -310,7 +314,7 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
         report, used = row["reconstruction"], row["reconstruction"]["codebook_usage"]
         lost = [kind.replace("_", " ") for kind, scores in report["baselines"].items()
                 if not (report["brain_ssim"] or 0) > (scores["brain_ssim"] or 0)]  # fmt: skip
-        epochs = f"{row['trainings']['vqvae']['epochs']} epochs, {used:.0%} of its codes in use"
+        epochs = f"{counted(row['trainings']['vqvae'])}, {used:.0%} of its codes in use"
         text = f"{name}: " + (
             f"does NOT beat the {' and the '.join(lost)} ({epochs})" if lost else "beats the baselines"
         )
