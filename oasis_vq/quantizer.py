@@ -35,12 +35,13 @@ def nearest_codes(latents: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
         similarity = tf.matmul(part, codebook, transpose_b=True) - half_norms  # (tile, k)
         return tf.argmax(similarity, axis=1, output_type=tf.int32)
 
-    tile = max(1, TILE_SIZE // num_embeddings)
-    if flat.shape[0] is not None and flat.shape[0] <= tile:
+    most = max(1, TILE_SIZE // num_embeddings)
+    if flat.shape[0] is not None and flat.shape[0] <= most:
         codes = search(flat)
     else:
         count = tf.shape(flat)[0]
-        num_tiles = -(-count // tile)
+        num_tiles = tf.maximum(1, -(-count // most))
+        tile = -(-count // num_tiles)  # equal tiles: a small batch is not filled up to a whole one
         flat = tf.pad(flat, [[0, num_tiles * tile - count], [0, 0]])
         tiles = tf.reshape(flat, (num_tiles, tile, embedding_dim))
         codes = tf.reshape(tf.map_fn(search, tiles, fn_output_signature=tf.int32), (-1,))[:count]

@@ -65,6 +65,23 @@ def test_search_in_tiles_gives_the_same_codes(latents, generator, monkeypatch, s
         np.testing.assert_array_equal(search(latents, codebook), expected)
 
 
+def test_search_computes_no_more_similarities_than_there_are_latents(latents, generator, monkeypatch):
+    """But for what makes the tiles equal: 72 latents are 4 tiles of 18 where at most 20 fit, also if 1000 would."""
+    product, rows = tf.matmul, []
+
+    def watched(part, *args, **kwargs):
+        seen = tf.numpy_function(lambda values: rows.append(len(values)) or values, [part], part.dtype)
+        return product(tf.ensure_shape(seen, part.shape), *args, **kwargs)
+
+    monkeypatch.setattr(tf, "matmul", watched)
+    for size, expected in ((20 * K, [18] * 4), (1000 * K, [72])):
+        monkeypatch.setattr("oasis_vq.quantizer.TILE_SIZE", size)
+        rows.clear()
+        search = tf.function(nearest_codes, input_signature=[tf.TensorSpec((None, 4, 6, D)), tf.TensorSpec((K, D))])
+        search(latents, generator.normal(size=(K, D)).astype(np.float32))
+        assert rows == expected
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_contract_of_every_quantizer(name, latents, generator):
     quantizer = with_codebook(name, generator)
