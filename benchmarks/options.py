@@ -20,6 +20,7 @@ import oasis_vq as ovq
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.quantizer import nearest_codes
 from oasis_vq.runtime import start_tensorflow
+from oasis_vq.tables import markdown_table
 from oasis_vq.training import build_optimizer
 
 RESULTS = Path(__file__).parent / "results"
@@ -154,13 +155,13 @@ def main() -> None:
         rows[name] = {"config": config.to_dict(), "num_images": len(index.train), **scores}
         write_json(file, rows)
         print(f"{name}: {scores}", flush=True)
-    header = ["quantizer", "brain_ssim", "brain_psnr", "ssim", "codes used", "perplexity"]
-    cells = [
-        [name, *(f"{row[key]:.3f}" for key in ("brain_ssim", "brain_psnr", "ssim")), f"{row['codebook_usage']:.0%}",
-         f"{row['perplexity']:.0f}"]
+    table = [
+        {"quantizer": name}
+        | {key: f"{row[key]:.3f}" for key in ("brain_ssim", "brain_psnr", "ssim")}
+        | {"codes used": f"{row['codebook_usage']:.0%}", "perplexity": f"{row['perplexity']:.0f}"}
         for name, row in rows.items()
-    ]  # fmt: skip
-    text = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *cells)) + "\n"
+    ]
+    text = markdown_table(table)
     print(text)
     write_whole(RESULTS / "options.md", text.encode())
 

@@ -24,6 +24,7 @@ from oasis_vq.config import ROOT
 from oasis_vq.evaluation import code_baselines, code_scores
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.runtime import start_tensorflow
+from oasis_vq.tables import markdown_table
 from oasis_vq.training import build_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "priors"
@@ -115,18 +116,22 @@ def summarise() -> None:
     """Write a table of all rows, the fewest bits first."""
     rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
     rows = [row for row in rows if "validate_bits_per_code" in row]
-    header = ["codes of", "prior", "minutes", "weights", "bits per code", "of per position", "bits an image"]
-    header += ["accuracy", "best epoch", "bits in training"]
-    lines = [header, ["---"] * len(header)]
+    table = []
     for row in sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"])):
         bits, positions = row["validate_bits_per_code"], math.prod(row["config"]["grid_shape"])
-        lines.append([
-            row["vqvae"], row["name"], f"{row['training_seconds'] / 60:.0f}", f"{row['num_parameters']:,}",
-            f"{bits:.3f}", f"{bits / row['baselines']['per_position']:.3f}", f"{bits * positions:,.0f}",
-            f"{row['validate_accuracy']:.3f}", f"{row['best_epoch']} of {row['config']['epochs']}",
-            f"{row['train_bits_per_code']:.3f}",
-        ])  # fmt: skip
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+        table.append({
+            "codes of": row["vqvae"],
+            "prior": row["name"],
+            "minutes": f"{row['training_seconds'] / 60:.0f}",
+            "weights": f"{row['num_parameters']:,}",
+            "bits per code": f"{bits:.3f}",
+            "of per position": f"{bits / row['baselines']['per_position']:.3f}",
+            "bits an image": f"{bits * positions:,.0f}",
+            "accuracy": f"{row['validate_accuracy']:.3f}",
+            "best epoch": f"{row['best_epoch']} of {row['config']['epochs']}",
+            "bits in training": f"{row['train_bits_per_code']:.3f}",
+        })  # fmt: skip
+    text = markdown_table(table)
     write_whole(RESULTS / "priors.md", text.encode())
     print(text)
 

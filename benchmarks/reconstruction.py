@@ -1,12 +1,12 @@
 """Train recipes for the same time each and compare their reconstructions: brain_ssim for the bits they take.
 
-    python benchmarks/reconstruction.py --data DATA                      every recipe, and ablations of the best
+    python benchmarks/reconstruction.py --data DATA                      ours, the keras.io VQ-VAE, and ablations
     python benchmarks/reconstruction.py --data DATA --only fine128       one of them
     python benchmarks/reconstruction.py --data DATA --split test         the scores for the record, once
 
 Images a second are measured first, in turns, on a quiet machine; the passes over the slices that fit in the time
 follow from them. What has been trained is loaded, and a training that was interrupted goes on. Results, one file a
-row, table and figure are in benchmarks/results/reconstruction.
+row, table and figure are in benchmarks/results/reconstruction. The published systems are in reproduce.py.
 """
 
 import argparse
@@ -23,18 +23,15 @@ import oasis_vq as ovq
 from oasis_vq.config import ROOT
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.runtime import start_tensorflow
+from oasis_vq.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "reconstruction"
 
 
 def systems(image_size: int) -> dict[str, ovq.VQVAEConfig]:
-    """Return what is compared at an image size: every recipe that is for it or for any, and what each lacks."""
-    configs = {}
-    for name in ovq.recipe_names():
-        config = ovq.recipe(name).vqvae
-        for_size = re.fullmatch(r"default(\d+)", name)
-        if for_size is None or int(for_size[1]) == image_size:
-            configs[name] = dataclasses.replace(config, image_size=image_size)
+    """Return what is compared at an image size: our recipes for it, the keras.io one, and what each lacks."""
+    names = ("default256" if image_size >= 256 else "default128", "fine128", "keras_io")
+    configs = {name: dataclasses.replace(ovq.recipe(name).vqvae, image_size=image_size) for name in names}
     configs["keras_io, 512 codes"] = dataclasses.replace(configs["keras_io"], num_embeddings=512)
     configs["fine128, squared error alone"] = dataclasses.replace(configs["fine128"], ssim_weight=0.0)
     return configs
@@ -64,18 +61,22 @@ def summarise(split: str) -> None:
     """Write a table of all rows that are scored on a split, and a rate-distortion figure for each comparison."""
     rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
     rows = sorted((row for row in rows if split in row), key=lambda row: -row[split]["brain_ssim"])
-    header = ["data", "system", "bits", "minutes", "brain_ssim", "ssim", "brain_psnr", "codes used", "perplexity"]
-    lines = [header, ["---"] * len(header)]
+    table = []
     for row in rows:
         report, config = row[split], row["config"]
         low, high = report["intervals"]["brain_ssim"]
-        lines.append([
-            f"{row['data']} {config['image_size']}", row["name"] + f", seed {config['seed']}" * bool(config["seed"]),
-            f"{report['bits_per_image']:,.0f}", f"{row['training_seconds'] / 60:.0f}",
-            f"{report['brain_ssim']:.3f} ({low:.3f}-{high:.3f})", f"{report['ssim']:.3f}",
-            f"{report['brain_psnr']:.2f}", f"{report['codebook_usage']:.0%}", f"{report['perplexity']:.0f}",
-        ])  # fmt: skip
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+        table.append({
+            "data": f"{row['data']} {config['image_size']}",
+            "system": row["name"] + f", seed {config['seed']}" * bool(config["seed"]),
+            "bits": f"{report['bits_per_image']:,.0f}",
+            "minutes": f"{row['training_seconds'] / 60:.0f}",
+            "brain_ssim": f"{report['brain_ssim']:.3f} ({low:.3f}-{high:.3f})",
+            "ssim": f"{report['ssim']:.3f}",
+            "brain_psnr": f"{report['brain_psnr']:.2f}",
+            "codes used": f"{report['codebook_usage']:.0%}",
+            "perplexity": f"{report['perplexity']:.0f}",
+        })  # fmt: skip
+    text = markdown_table(table)
     write_whole(RESULTS / f"{split}.md", text.encode())
     print(text)
     comparisons: dict[tuple, list] = {}

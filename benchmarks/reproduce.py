@@ -8,9 +8,11 @@
 
 First of all the rates of all networks are measured, in turns, on a quiet machine, and OUT/plan.json is written: every
 network gets the passes over the slices that fit into the time, at most those of its report; where the time would end
-within a pass, some people are left out. Then a row is written for each system as soon as it is there. What has a row is
-not trained again, and a training that was interrupted goes on. To begin anew, remove OUT and build/reproduction.
-OUT.md, OUT.tex and OUT.pdf show all rows; loss curves and reconstructions with code maps are in build/reproduction.
+within a pass, some people are left out. Then come all VQ-VAEs and after them all priors; the row of a system, a file in
+OUT, is written as soon as there is something to say. What is in it is not trained again, and a training that was
+interrupted goes on. To begin anew, remove OUT and build/reproduction.
+OUT.md, OUT.tex and OUT.pdf show all rows, OUT_rate_distortion.pdf brain_ssim against bits; loss curves and
+reconstructions with code maps are in build/reproduction.
 """
 
 import argparse
@@ -34,6 +36,7 @@ import oasis_vq as ovq
 from oasis_vq.config import ROOT
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.runtime import start_tensorflow
+from oasis_vq.tables import escaped, latex_table, markdown_table
 
 MODELS = ROOT / "build" / "reproduction"
 SHARE = 0.85
@@ -66,7 +69,7 @@ class System:
 
 
 def systems(image_size: int, *, profile: str = "full", with_priors: bool = True) -> dict[str, System]:
-    """Return what is compared: the published systems, one of them with another loss, and ours."""
+    """Return what is compared: the published systems, one of them with another loss, the keras.io one, and ours."""
 
     def system(name: str, base: str, reported: str = "", *, with_prior: bool = True, **changes) -> System:
         recipe = ovq.recipe(base, profile=profile)
@@ -77,7 +80,9 @@ def systems(image_size: int, *, profile: str = "full", with_priors: bool = True)
     found = [system(name, name, ovq.recipe(name).reported) for name in published]
     found.append(system("bce_search, squared error", "bce_search", with_prior=False, loss="mse"))
     found += [
+        system("keras_io", "keras_io", with_prior=False),
         system("ours, 8x", "default256" if image_size >= 256 else "default128"),
+        system("ours, 4x", "fine128", with_prior=False),
         system("ours, 4x, 64 codes", "fine128", num_embeddings=64),
         system("ours, 2x", "fine128", with_prior=False, downsampling=2, width=32, num_residual_blocks=1),
     ]
@@ -152,10 +157,20 @@ class Row:
         self.values |= values
         write_json(self.file, self.values)
 
-    def lacks(self, plan: dict) -> bool:
-        """Return whether something of the row is not there yet."""
-        wanted = {"reconstruction"} | ({"prior", "samples", "sampling_seconds"} if "prior" in plan else set())
-        return not (wanted <= set(self.values) and self.strip.exists())
+    def draw(self, parts: list[np.ndarray]) -> None:
+        """Write the strip: images (n, size, size, 1) of each part beside each other."""
+        strip = np.concatenate([image[..., 0] for part in parts for image in part], axis=1)
+        write_whole(self.strip, iio.imwrite("<bytes>", np.round(strip * 255).astype(np.uint8), extension=".png"))
+
+    @property
+    def has_reconstruction(self) -> bool:
+        """Whether the VQ-VAE has been scored and pictured."""
+        return "reconstruction" in self.values and self.strip.exists()
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the prior has been scored."""
+        return {"prior", "samples", "sampling_seconds"} <= set(self.values)
 
 
 def twin(name: str, plan: dict) -> str | None:
@@ -167,6 +182,17 @@ def twin(name: str, plan: dict) -> str | None:
     names = list(plan["systems"])
     earlier = names[: names.index(name)]
     return next((other for other in earlier if bare(plan["systems"][other]) == bare(plan["systems"][name])), None)
+
+
+def is_copied(row: Row, out: Path, plan: dict, wanted: str) -> bool:
+    """Copy into a row what its twin has, if there is one that has what is wanted, and return whether."""
+    other = twin(row.name, plan)
+    source = Row(out, other) if other else None
+    if source is None or not getattr(source, wanted):
+        return False
+    row.add(**source.values | {"name": row.name})
+    shutil.copyfile(source.strip, row.strip)
+    return True
 
 
 def train(row: Row, plan: dict, part: str, index: ovq.SliceIndex, vqvae: ovq.VQVAE | None = None):
@@ -187,42 +213,45 @@ def train(row: Row, plan: dict, part: str, index: ovq.SliceIndex, vqvae: ovq.VQV
     return model
 
 
-def fill(row: Row, plan: dict, index: ovq.SliceIndex, device: str, *, num_samples: int) -> None:
-    """Train, score and picture what a row lacks."""
-    if not (row.models / "vqvae").exists():
-        row.values = {}  # scores of models that are lost
+def fill_reconstruction(row: Row, plan: dict, index: ovq.SliceIndex, device: str) -> None:
+    """Train, score and picture the VQ-VAE of a row."""
+    row.values = {}  # what there is may be of models that are lost
     row.add(name=row.name, device=device)
-    shown = three_slices(index)
     vqvae = train(row, plan, "vqvae", index)
-    images = ovq.load_images(shown, image_size=vqvae.config.image_size)
+    images = ovq.load_images(three_slices(index), image_size=vqvae.config.image_size)
     codes = vqvae.encode(images)
     again = vqvae.decode(codes)
     panels = ovq.plot_reconstructions(images, codes, again, num_embeddings=vqvae.config.num_embeddings)
     ovq.save_figure(panels, "reconstructions", folder=row.models)
     plt.close("all")
-    if "reconstruction" not in row.values:
-        report = ovq.evaluate_reconstruction(vqvae, index.test, train=index.train)
-        row.add(reconstruction={name: value for name, value in report.items() if name != "positions"})
-    pictures = [images, again]
-    if "prior" in plan:
-        under = train(row, plan, "under_prior", index) if "under_prior" in plan else vqvae
-        prior = train(row, plan, "prior", index, under)
-        if "prior" not in row.values:
-            row.add(prior=ovq.evaluate_prior(prior, under, index))
-        if "sampling_seconds" not in row.values:
-            under.decode(ovq.sample_codes(prior, 16, seed=0))  # compiles
-            start = time.perf_counter()
-            under.decode(ovq.sample_codes(prior, 16, seed=1))
-            row.add(sampling_seconds=time.perf_counter() - start)
-        if "samples" not in row.values:
-            scores = ovq.evaluate_samples(prior, under, index, num=num_samples, num_repeats=2)
-            row.add(samples={name: value for name, value in scores.items() if name != "distances"})
-        of = {"slice_index": shown.slice, "label": shown.label}
-        drawn = under.decode(ovq.sample_codes(prior, len(shown), **{name: of[name] for name in prior.condition_sizes}))
-        scale = images.shape[1] // drawn.shape[1]
-        pictures.append(drawn.repeat(scale, axis=1).repeat(scale, axis=2))
-    strip = np.concatenate([image[..., 0] for part in pictures for image in part], axis=1)
-    write_whole(row.strip, iio.imwrite("<bytes>", np.round(strip * 255).astype(np.uint8), extension=".png"))
+    row.draw([images, again])
+    report = ovq.evaluate_reconstruction(vqvae, index.test, train=index.train)
+    row.add(reconstruction={name: value for name, value in report.items() if name != "positions"})
+
+
+def fill_prior(row: Row, plan: dict, index: ovq.SliceIndex, device: str, *, num_samples: int) -> None:
+    """Train, score and picture the prior of a row; first its VQ-VAE, if that is lost."""
+    if not (row.models / "vqvae").exists():
+        fill_reconstruction(row, plan, index, device)
+    vqvae = train(row, plan, "vqvae", index)
+    under = train(row, plan, "under_prior", index) if "under_prior" in plan else vqvae
+    prior = train(row, plan, "prior", index, under)
+    if "prior" not in row.values:
+        row.add(prior=ovq.evaluate_prior(prior, under, index))
+    if "sampling_seconds" not in row.values:
+        under.decode(ovq.sample_codes(prior, 16, seed=0))  # compiles
+        start = time.perf_counter()
+        under.decode(ovq.sample_codes(prior, 16, seed=1))
+        row.add(sampling_seconds=time.perf_counter() - start)
+    shown = three_slices(index)
+    images = ovq.load_images(shown, image_size=vqvae.config.image_size)
+    of = {"slice_index": shown.slice, "label": shown.label}
+    drawn = under.decode(ovq.sample_codes(prior, len(shown), **{name: of[name] for name in prior.condition_sizes}))
+    scale = images.shape[1] // drawn.shape[1]
+    row.draw([images, vqvae.reconstruct(images), drawn.repeat(scale, axis=1).repeat(scale, axis=2)])
+    if "samples" not in row.values:
+        scores = ovq.evaluate_samples(prior, under, index, num=num_samples, num_repeats=2)
+        row.add(samples={name: value for name, value in scores.items() if name != "distances"})
 
 
 def three_slices(index: ovq.SliceIndex) -> ovq.Slices:
@@ -353,30 +382,12 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
     return text
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-def escaped(text: str) -> str:
-    """Return text for LaTeX."""
-    return re.sub(r"([%&_#])", r"\\\1", text).replace("×", r"$\times$")
-
-
-def latex(rows: list[dict[str, str]]) -> str:
-    header, *lines = (" & ".join(map(escaped, cells)) + r" \\" for cells in (rows[0], *(row.values() for row in rows)))
-    columns = "".join("p{6cm}" if name == "its report claims" else "l" for name in rows[0])
-    body = "\n".join([header, r"\hline", *lines])
-    return f"\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}}}\n"
-
-
 def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int) -> None:
-    """Write the tables and the figure of all rows that are complete."""
+    """Write the tables and the figures of what there is."""
     found, strips = {}, []
     for name in chosen:
         row = Row(out, name)
-        if not row.lacks(plan["systems"][name]):
+        if row.has_reconstruction:
             found[name] = row.values
             strips.append(row.strip)
     if not found:
@@ -398,12 +409,24 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
     tables = [rows for rows in cells if rows]
     told = verdicts(found, chosen, plan)
     told += [f"{name}: here the same as {other}." for name in found if (other := twin(name, plan))]
-    text = "\n".join([intro, "", *map(markdown, tables), *(f"- {sentence}" for sentence in told), ""])
+    text = "\n".join([intro, "", *map(markdown_table, tables), *(f"- {sentence}" for sentence in told), ""])
     write_whole(out.with_suffix(".md"), text.encode())
     items = "\n".join(rf"\item {escaped(sentence)}" for sentence in told)
-    parts = [escaped(intro) + "\n", *map(latex, tables), f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"]
+    shrunk = [
+        f"\\resizebox{{\\linewidth}}{{!}}{{%\n{latex_table(rows, widths={'its report claims': '6cm'})}}}\n"
+        for rows in tables
+    ]
+    parts = [escaped(intro) + "\n", *shrunk, f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"]
     write_whole(out.with_suffix(".tex"), "\n".join(parts).encode())
     print(text)
+
+    scored = {name: row["reconstruction"] for name, row in found.items()}
+    points = {name: (report["bits_per_image"], report["brain_ssim"]) for name, report in scored.items()}
+    lines = {"mean training slice": baselines["mean_slice"]["brain_ssim"]}
+    title = f"{plan['data']}, {size}×{size}, test: {plan['minutes']:g} minutes of training each"
+    ovq.save_figure(
+        ovq.plot_rate_distortion(points, baselines=lines, title=title), f"{out.name}_rate_distortion", folder=out.parent
+    )
 
     figure, axes = plt.subplots(len(found), 1, figsize=(9.9, 1.2 * len(found)), layout="constrained", squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0)
@@ -452,14 +475,18 @@ def main() -> None:
         parser.error(
             f"{file} is of something else ({differs}): take another OUT, or remove {out} and {MODELS / out.name}"
         )
-    for name in [name for name in chosen if name in wanted]:  # in their order: a twin comes after the other
-        row, other = Row(out, name), twin(name, plan)
-        if other and Row(out, other).values and not Row(out, other).lacks(plan["systems"][other]):
-            row.add(**Row(out, other).values | {"name": name})
-            shutil.copyfile(Row(out, other).strip, row.strip)
-        elif row.lacks(plan["systems"][name]):
+    wanted = [name for name in chosen if name in wanted]  # in their order: a twin comes after the other
+    for name in wanted:
+        row = Row(out, name)
+        if not row.has_reconstruction and not is_copied(row, out, plan, "has_reconstruction"):
             print(name, flush=True)
-            fill(row, plan["systems"][name], index, device, num_samples=64 if quick else 512)
+            fill_reconstruction(row, plan["systems"][name], index, device)
+        summarise(out, chosen, plan, all_people)
+    for name in [name for name in wanted if "prior" in plan["systems"][name]]:
+        row = Row(out, name)
+        if not row.has_prior and not is_copied(row, out, plan, "has_prior"):
+            print(f"{name}, prior", flush=True)
+            fill_prior(row, plan["systems"][name], index, device, num_samples=64 if quick else 512)
         summarise(out, chosen, plan, all_people)
 
 

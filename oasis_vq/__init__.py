@@ -52,6 +52,7 @@ _EXPORTS = {
         "plot_slices",
         "save_figure",
     ],
+    "tables": ["latex_table", "markdown_table", "save_table"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -142,12 +142,14 @@ class TestReproduction:
         assert set(rows) == {"adni_compact", "streaming_small", "ours_8x"}
         assert {**rows["adni_compact"], "name": "streaming_small"} == rows["streaming_small"]
         assert {file.suffix for file in tmp_path.glob("table.*")} == {".md", ".tex", ".pdf", ".png"}
+        assert (tmp_path / "table_rate_distortion.pdf").stat().st_size > 1000
         assert "streaming_small: here the same as adni_compact." in (tmp_path / "table.md").read_text()
         picture = iio.imread(tmp_path / "table" / "ours_8x.png")
         assert picture.shape == (64, 9 * 64) and picture[:, : 3 * 64].std() > 20
         assert len(list((tmp_path / "models").rglob("model.keras"))) == 4
         shutil.rmtree(tmp_path / "models")  # not needed any more
-        monkeypatch.setattr(reproduce, "fill", None)
+        for function in ("fill_reconstruction", "fill_prior"):
+            monkeypatch.setattr(reproduce, function, None)
         reproduce.main()
         monkeypatch.setattr(sys, "argv", [*words, "--minutes", "1"])
         with pytest.raises(SystemExit):

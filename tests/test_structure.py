@@ -42,6 +42,7 @@ ALLOWED = {
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "plots": {"config", "files"},
+    "tables": {"config", "files"},
     "commands": None,  # on top of everything
 }  # fmt: skip
 
