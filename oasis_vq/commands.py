@@ -437,23 +437,10 @@ def evaluate(
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
     """
     _start()
-    from oasis_vq import evaluation, folders, quality
-    from oasis_vq.files import write_json
+    from oasis_vq import reports
 
     index = _find(data, limit_train, skip_unreadable=skip_unreadable)
-    samples: dict = {}
-    if folders.read_record(model)["model"] == "VQVAE":
-        report = evaluation.evaluate_reconstruction(folders.load_vqvae(model), index.test, train=index.train)
-    else:
-        prior, vqvae = folders.load_prior(model), folders.load_vqvae(folders.vqvae_folder(model))
-        report = evaluation.evaluate_prior(prior, vqvae, index)
-        samples = quality.evaluate_samples(prior, vqvae, index)
-    file = model / "metrics.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    write_json(file, {**known, **report, **samples})
-    print(evaluation.table(report))
-    if samples:
-        print(f"\n{quality.sample_table(samples)}")
+    print("\n\n".join(reports.report_texts(reports.evaluate_model(model, index, again=True))))
 
 
 def _start(seed: int = 0, *, deterministic: bool = False) -> str:

@@ -8,9 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
-from oasis_vq.evaluation import table
 from oasis_vq.folders import read_history, read_record, vqvae_folder
-from oasis_vq.quality import sample_table
+from oasis_vq.reports import report_texts
 
 COMMANDS = {
     "VQVAE": "python -m oasis_vq train-vqvae --data {data} --recipe {recipe} --out {folder}",
@@ -31,11 +30,7 @@ def card(folder: Path, data: str, machine: str) -> str:
         "folder": folder.as_posix(), "name": folder.name, "recipe": config["recipe"],
         "data": f"data/{record['data']['name']}", "vqvae": vqvae_folder(folder) if kind == "PixelCNN" else None,
     }  # fmt: skip
-    report = {name: value for name, value in metrics.items() if not name.startswith(("val_", "training_", "num_p"))}
-    samples = {name: report.pop(name) for name in list(report) if name in ("ceiling", "floor", "test", "distances")}
-    if samples:
-        own = [name for name in samples["ceiling"] if name in report]
-        samples |= {name: report.pop(name) for name in own}
+    scores, *samples = report_texts(metrics)
     command = COMMANDS[kind].format(**names)
     parts = [
         f"# {folder.name}",
@@ -48,13 +43,10 @@ def card(folder: Path, data: str, machine: str) -> str:
         f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. Made by",
         f"```\n{command}\npython -m oasis_vq evaluate {folder.as_posix()} --data {names['data']}\n```",
         "**Scores on the test split** (95 % bootstrap intervals over people where there are any):",
-        f"```\n{table(report)}\n```",
+        f"```\n{scores}\n```",
     ]
     if samples:
-        parts += [
-            "**Samples** beside test slices, between a ceiling and a floor:",
-            f"```\n{sample_table(samples)}\n```",
-        ]
+        parts += ["**Samples** beside test slices, between a ceiling and a floor:", f"```\n{samples[0]}\n```"]
         parts.append("![Samples under their codes](samples.png)")
     else:
         parts.append("![Validation slices over their reconstructions](reconstructions.png)")

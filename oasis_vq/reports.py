@@ -1,0 +1,52 @@
+"""What a model folder's model is worth: its scores on the test split, kept in metrics.json, as numbers and as text."""
+
+import json
+from pathlib import Path
+
+from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction, table
+from oasis_vq.files import write_json
+from oasis_vq.folders import load_prior, load_vqvae, model_folder, read_record, vqvae_folder
+from oasis_vq.quality import evaluate_samples, sample_table
+from oasis_vq.slices import SliceIndex
+
+OF_TRAINING = ("val_", "training_", "num_parameters")
+"""Beginnings of the names in metrics.json that a training has written."""
+OF_SAMPLES = ("ceiling", "floor", "test", "distances")
+"""Parts of metrics.json that belong to a prior's samples; the names in them are those of the samples' own scores."""
+
+
+def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False) -> dict:
+    """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
+
+    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`.
+
+    Args:
+        folder: of the model, or its name in `Paths.models`.
+        index: the slices; the training split for the baselines, the test split to be scored.
+        again: whether scores that are there are computed anew.
+
+    Raises:
+        FileNotFoundError: if the folder or a file of it is missing.
+        ValueError: if the data guard finds an error.
+    """
+    folder = model_folder(folder)
+    is_vqvae = read_record(folder)["model"] == "VQVAE"
+    file = folder / "metrics.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if ("ssim" if is_vqvae else "classifier_accuracy") in known and not again:
+        return known
+    if is_vqvae:
+        report = evaluate_reconstruction(load_vqvae(folder), index.test, train=index.train)
+    else:
+        prior, vqvae = load_prior(folder), load_vqvae(vqvae_folder(folder))
+        report = evaluate_prior(prior, vqvae, index) | evaluate_samples(prior, vqvae, index)
+    write_json(file, {**known, **report})
+    return {**known, **report}
+
+
+def report_texts(metrics: dict) -> list[str]:
+    """Return what `evaluate_model` has returned as text tables: of the test split, and of a prior's samples."""
+    report = {name: value for name, value in metrics.items() if not name.startswith(OF_TRAINING)}
+    samples = {name: report.pop(name) for name in OF_SAMPLES if name in report}
+    samples |= {name: report.pop(name) for name in samples.get("ceiling", {}) if name in report}
+    return [table(report), *([sample_table(samples)] if samples else [])]
