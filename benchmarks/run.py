@@ -12,12 +12,10 @@ compared is measured in turns, and the median of the turns is given. A number th
 import argparse
 import importlib
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from oasis_vq.config import ROOT
 from oasis_vq.files import write_json
 from oasis_vq.runtime import start_tensorflow
 
@@ -28,15 +26,11 @@ BENCHMARKS = ("data", "quantizer", "training", "sampling")
 
 def machine() -> dict:
     """Return what the numbers depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    return {
-        "devices": start_tensorflow(),
-        "python": platform.python_version(),
-        "system": platform.platform(terse=True),
-        "commit": commit.stdout.strip(),
-    }
+    devices = start_tensorflow()
+    from oasis_vq.reports import commit
+
+    about = {"python": platform.python_version(), "system": platform.platform(terse=True), "commit": commit()}
+    return {"devices": devices, **about}
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ _EXPORTS = {
     "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
     "evaluation": ["code_scores", "evaluate_prior", "evaluate_reconstruction"],
     "quality": ["evaluate_samples", "histogram_samples", "two_sample_accuracy"],
-    "reports": ["evaluate_model", "report_texts"],
+    "reports": ["evaluate_model", "provenance", "report_texts", "save_provenance"],
     "anomaly": ["Surprise", "find_lesions", "plant_lesions"],
     "inspection": ["code_patches", "code_positions", "codebook_map", "neighbour_codes", "swap_codes"],
     "plots": [

@@ -393,7 +393,7 @@ def generate(
     import imageio.v3 as iio
     import numpy as np
 
-    from oasis_vq import __version__, folders, plots, sampling
+    from oasis_vq import folders, plots, reports, sampling
     from oasis_vq.codes import Codes
     from oasis_vq.files import write_json, write_whole
     from oasis_vq.slices import LABELS
@@ -416,10 +416,8 @@ def generate(
     nobody = np.full(num, "")
     Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
     plots.save_figure(plots.plot_slices(images), "grid", folder=out)
-    write_json(
-        out / "provenance.json",
-        {"oasis_vq": __version__, "prior": folders.read_record(prior), "num": num, **options},
-    )
+    made_with = reports.provenance([folders.vqvae_folder(prior), prior])
+    write_json(out / "provenance.json", {**made_with, "num": num, **options})
     print(f"{out / 'grid.png'}: {num} samples")
 
 

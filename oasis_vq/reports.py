@@ -1,14 +1,23 @@
-"""What a model folder's model is worth: its scores on the test split, kept in metrics.json, as numbers and as text."""
+"""What a model folder's model is worth, as numbers and as text, and where it comes from."""
 
+import hashlib
 import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
+from oasis_vq import __version__
+from oasis_vq.config import ROOT, Paths
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction, table
 from oasis_vq.files import write_json
 from oasis_vq.folders import load_prior, load_vqvae, model_folder, read_record, vqvae_folder
 from oasis_vq.quality import evaluate_samples, sample_table
 from oasis_vq.slices import SliceIndex
 
+PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "matplotlib")
+"""Whose versions `provenance` tells."""
 OF_TRAINING = ("val_", "training_", "num_parameters")
 """Beginnings of the names in metrics.json that a training has written."""
 OF_SAMPLES = ("ceiling", "floor", "test", "distances")
@@ -50,3 +59,53 @@ def report_texts(metrics: dict) -> list[str]:
     samples = {name: report.pop(name) for name in OF_SAMPLES if name in report}
     samples |= {name: report.pop(name) for name in samples.get("ceiling", {}) if name in report}
     return [table(report), *([sample_table(samples)] if samples else [])]
+
+
+def provenance(folders: Sequence[str | Path]) -> dict:
+    """Return what results made with these models depend on, as plain JSON values.
+
+    Args:
+        folders: of the models, or their names in `Paths.models`.
+
+    Returns:
+        oasis_vq and python: versions; packages: version by name; commit: of the checkout, None outside of one; models:
+        by name the `sha256` of model.keras and what config.json says: configuration with seed, name and fingerprints
+        of the data, and a prior's VQ-VAE.
+
+    Raises:
+        FileNotFoundError: if a folder or a file of it is missing.
+    """
+    models = {}
+    for folder in map(model_folder, folders):
+        record = read_record(folder)
+        models[folder.name] = {"sha256": hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest(), **record}
+    return {
+        "oasis_vq": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit(),
+        "models": models,
+    }
+
+
+def save_provenance(folders: Sequence[str | Path], *, folder: str | Path | None = None) -> dict:
+    """Write `provenance` of these models as provenance.json, and return it.
+
+    Args:
+        folders: as in `provenance`.
+        folder: where to; None for `Paths.figures`.
+    """
+    folder = Path(folder) if folder is not None else Paths().figures
+    folder.mkdir(parents=True, exist_ok=True)
+    found = provenance(folders)
+    write_json(folder / "provenance.json", found)
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this library is in, or None if it is not in one."""
+    try:
+        words = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

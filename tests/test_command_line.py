@@ -10,6 +10,7 @@ import imageio.v3 as iio
 import nibabel as nib
 import numpy as np
 import pytest
+import tensorflow as tf
 from model_card import card
 
 import oasis_vq as ovq
@@ -172,7 +173,10 @@ def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
     assert (config["first_slice"], config["num_slices"], config["num_labels"]) == (78, 3, 2)
     with np.load(tmp_path / "new" / "codes.npz") as codes:
         assert codes["label"].tolist() == [1, 1] and codes["slice_index"].tolist() == [79, 79]
-    assert json.loads((tmp_path / "new" / "provenance.json").read_text())["label"] == 1
+    provenance = json.loads((tmp_path / "new" / "provenance.json").read_text())
+    known = provenance["models"]
+    assert provenance["label"] == 1 and known["v-prior"]["vqvae"]["sha256"] == known["v"]["sha256"]
+    assert provenance["packages"]["tensorflow"] == tf.__version__
     words = ("train-prior", *data, "--vqvae", v, "--recipe", "keras_io", "--epochs", "1", "--out", f"{p}2")
     assert main([*words, "--condition-on", "slice_index"]) == 0
     capsys.readouterr()

@@ -39,7 +39,7 @@ ALLOWED = {
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "search": {"config", "evaluation", "files", "folders", "pixelcnn", "slices", "training", "vqvae"},
     "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "streams", "vqvae"},
-    "reports": {"evaluation", "files", "folders", "quality", "slices"},
+    "reports": {"config", "evaluation", "files", "folders", "quality", "slices"},
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "plots": {"config", "files"},
