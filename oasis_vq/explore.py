@@ -52,6 +52,7 @@ class Explorer(widgets.VBox):
             None. Pixels are (h, w) or (h, w, 3), uint8; the titles are always the same.
         controls: {name: widget with a value}.
         side: height of the pictures, about.
+        follows: whether pictures follow a slider while it is moved, or are drawn when it is let go.
 
     Attributes:
         controls: as given.
@@ -61,13 +62,14 @@ class Explorer(widgets.VBox):
         mice: {title: ipyevents.Event} of the pictures that listen to the mouse.
     """
 
-    def __init__(self, draw: Callable, controls: dict[str, widgets.Widget], *, side: int = SIDE):
+    def __init__(self, draw: Callable, controls: dict[str, widgets.Widget], *, side: int = SIDE, follows: bool = True):
         self.draw, self.controls, self.side, self.mice = draw, controls, side, {}
         pixels, text, self.codes = draw(**self.values())
         self.pictures = {title: widgets.Image(value=_png(part, side)) for title, part in pixels.items()}
         self.text = widgets.HTML(html.escape(text))
         for name, control in controls.items():
-            control.description = name.replace("_", " ")
+            control.description, control.style.description_width = name.replace("_", " "), "initial"
+            control.continuous_update = follows
             control.observe(self.update, "value")
         titled = [widgets.VBox([widgets.Label(title), image]) for title, image in self.pictures.items()]
         rows = [widgets.HBox(part, layout={"flex_flow": "row wrap"}) for part in (list(controls.values()), titled)]
@@ -116,9 +118,8 @@ class Explorer(widgets.VBox):
             trail[:] = [cell]
             act(np.linspace(start, cell, np.abs(cell - start).max() + 1).round().astype(int), event)
 
-        mouse = Event(
-            source=self.pictures[title], watched_events=["mousedown", "mousemove", "mouseleave"], wait=30
-        )  # ms
+        mouse = Event(source=self.pictures[title], watched_events=["mousedown", "mousemove", "mouseleave"])
+        mouse.wait = 30  # milliseconds from one event of a kind to the next
         mouse.prevent_default_action = True  # which is to drag the picture away
         mouse.on_dom_event(heard)
         self.mice[title] = mouse
@@ -132,10 +133,8 @@ def explore_slices(index: SliceIndex, *, image_size: int) -> Explorer:
         image_size: height and width of the images.
     """
     splits = index.splits()
-    columns = ("path", "subject", "slice", "label")
-    slices = Slices(
-        index.root, *(np.concatenate([getattr(part, name) for part in splits.values()]) for name in columns)
-    )
+    tables = [(part.path, part.subject, part.slice, part.label) for part in splits.values()]
+    slices = Slices(index.root, *map(np.concatenate, zip(*tables, strict=True)))
     split_of = {subject: name for name, part in splits.items() for subject in np.unique(part.subject).tolist()}
     controls = _slice_controls(slices)
     controls["subject"].options = [(f"{subject} ({split})", subject) for subject, split in split_of.items()]
@@ -174,8 +173,8 @@ def explore_codes(vqvae: VQVAE, slices: Slices) -> Explorer:
     The mouse paints, on the codes and on the brain; with the shift key it takes up the code that is there. The palette
     shows every code as what it decodes to.
     """
-    palette, controls = _Palette(vqvae, slices), _slice_controls(slices)
-    controls["code"] = palette.control
+    palette = _Palette(vqvae, slices)
+    controls = {**_slice_controls(slices), "code": palette.control}
     before, painted = np.zeros((2, *vqvae.config.grid_shape), np.int32)
     shown = []  # the slice whose codes these are
 
@@ -192,9 +191,9 @@ def explore_codes(vqvae: VQVAE, slices: Slices) -> Explorer:
             palette.title: palette.pixels(code),
         }
         text = (
-            f"{(before != painted).sum()} of {painted.size} codes changed, the image by {np.abs(new - old).mean():.4f}"
+            f"{(before != painted).sum()} of {painted.size} codes changed, mean |change| {np.abs(new - old).mean():.4f}"
         )
-        return pictures, f"{text} on average. Shift and a click take up a code.", painted[None].copy()
+        return pictures, f"{text}. Shift and a click take up the code that is there.", painted[None].copy()
 
     explorer = Explorer(draw, controls)
 
@@ -220,7 +219,6 @@ def explore_codes(vqvae: VQVAE, slices: Slices) -> Explorer:
 
 def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
     """Click a code, and see where it fires and what it decodes to, over at most `CHARTED` of the slices."""
-    _slice_controls(slices)
     palette = _Palette(vqvae, slices)
     positions = code_positions(palette.codes, vqvae.config.num_embeddings)
     head = palette.images.mean(axis=0)[..., 0] > OUTLINE
@@ -234,17 +232,15 @@ def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
         heat[outline] = 255
         row, column = np.unravel_index(shares.argmax(), shares.shape)
         pictures = {
+            "where it fires; the outline of the mean slice": heat,
+            "what it decodes to": _gray(np.nan_to_num(palette.patches[code])),
             palette.title: palette.pixels(code),
-            "where it fires, over the outline of the mean slice": heat,
-            "what it decodes to on average": _gray(np.nan_to_num(palette.patches[code])),
         }
         text = (
-            f"code {code} stands at {shares.mean():.2%} of all positions of {len(palette.codes)} slices, most often in "
+            f"code {code}: at {shares.mean():.2%} of all positions of {len(palette.codes)} slices, most often in row "
         )
-        text += (
-            f"row {row}, column {column}: in {shares.max():.1%} of them. Black: {SHARES[0]:.1%} or less, yellow: 100 %"
-        )
-        return pictures, text + ", logarithmic.", None
+        text += f"{row}, column {column}, in {shares.max():.1%} of them (black {SHARES[0]:.1%} or less, yellow 100%, "
+        return pictures, text + "on a logarithmic scale)", None
 
     explorer = Explorer(draw, {"code": palette.control})
     palette.listen(explorer)
@@ -254,8 +250,7 @@ def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
 def explore_completions(prior: PixelCNN, vqvae: VQVAE, slices: Slices) -> Explorer:
     """Keep the upper rows of a slice's codes, and let the prior draw the rest."""
     height = vqvae.config.grid_shape[0]
-    controls = {**_slice_controls(slices), "rows_kept": widgets.IntSlider(height // 2, 0, height)}
-    controls |= {"temperature": _temperature(), "seed": widgets.IntSlider(0, 0, 99)}
+    controls = {**_slice_controls(slices), "rows_kept": widgets.IntSlider(height // 2, 0, height), **_draw_controls()}
 
     def draw(subject, position, rows_kept, temperature, seed):
         row, image = _read(slices, subject, position, vqvae.config.image_size, vqvae.config.fit)
@@ -275,7 +270,7 @@ def explore_completions(prior: PixelCNN, vqvae: VQVAE, slices: Slices) -> Explor
         text = f"case {subject}, slice {slices.slice[row]}: {rows_kept} of {height} rows kept, the others drawn"
         return pictures, text, codes
 
-    return Explorer(draw, _patient(controls))
+    return Explorer(draw, controls, follows=False)
 
 
 def explore_samples(prior: PixelCNN, vqvae: VQVAE) -> Explorer:
@@ -286,10 +281,9 @@ def explore_samples(prior: PixelCNN, vqvae: VQVAE) -> Explorer:
         first = prior.first_values[name]
         controls[name] = widgets.SelectionSlider(options=[ANY, *range(first, first + size)])
     ks = [2**power for power in range(num_embeddings.bit_length()) if 2**power < num_embeddings] + [num_embeddings]
-    controls |= {"temperature": _temperature(), "top_k": widgets.SelectionSlider(options=ks, value=num_embeddings)}
-    controls["seed"] = widgets.IntSlider(0, 0, 99)
+    controls |= {"top_k": widgets.SelectionSlider(options=ks, value=num_embeddings), **_draw_controls()}
 
-    def draw(temperature, top_k, seed, **conditions):
+    def draw(top_k, temperature, seed, **conditions):
         given = {name: None if value == ANY else value for name, value in conditions.items()}
         # With top_k for all codes, too: without, the loop would be compiled a second time.
         codes = sample_codes(prior, NUM_SAMPLES, seed=seed, temperature=temperature, top_k=top_k, **given)
@@ -297,7 +291,7 @@ def explore_samples(prior: PixelCNN, vqvae: VQVAE) -> Explorer:
         text = f"{asked or 'no condition'}, temperature {temperature:g}, the {top_k} likeliest codes at each position"
         return {"samples": _gray(_tiled(vqvae.decode(codes), 4))}, f"{text}, seed {seed}", codes
 
-    return Explorer(draw, _patient(controls), side=2 * SIDE)
+    return Explorer(draw, controls, side=2 * SIDE, follows=False)
 
 
 class _Palette:
@@ -306,6 +300,7 @@ class _Palette:
     title = "codes, from dark to bright: click one"
 
     def __init__(self, vqvae: VQVAE, slices: Slices):
+        _refuse_none(slices)
         num_embeddings = vqvae.config.num_embeddings
         rows = np.random.default_rng(0).permutation(len(slices))[:CHARTED]
         self.codes = encode_slices(vqvae, slices[np.sort(rows)]).codes
@@ -338,9 +333,18 @@ class _Palette:
         explorer.on_mouse(self.title, self.shape, choose)
 
 
-def _slice_controls(slices: Slices) -> dict[str, widgets.Widget]:
+def _refuse_none(slices: Slices) -> None:
     if len(slices) == 0:
         raise ValueError("An explorer needs at least one slice. Received: none.")
+
+
+def _draw_controls() -> dict[str, widgets.Widget]:
+    temperature = widgets.FloatSlider(1.0, min=0.1, max=1.5, step=0.05)
+    return {"temperature": temperature, "seed": widgets.IntSlider(0, 0, 99)}
+
+
+def _slice_controls(slices: Slices) -> dict[str, widgets.Widget]:
+    _refuse_none(slices)
     subjects, positions = np.unique(slices.subject).tolist(), np.unique(slices.slice).tolist()
     return {
         "subject": widgets.SelectionSlider(options=subjects),
@@ -354,17 +358,6 @@ def _read(slices: Slices, subject: str, position: int, image_size: int, fit: str
     row = int(rows[np.abs(slices.slice[rows] - position).argmin()])
     image = read_image(slices.path[row], image_size, fit).numpy()  # a stream of one takes fifty times as long to set up
     return row, image[None].astype(np.float32) / 255
-
-
-def _temperature() -> widgets.Widget:
-    return widgets.FloatSlider(1.0, min=0.1, max=1.5, step=0.05)
-
-
-def _patient(controls: dict[str, widgets.Widget]) -> dict[str, widgets.Widget]:
-    """Return controls that speak when they are let go: sampling does not keep up with a slider."""
-    for control in controls.values():
-        control.continuous_update = False
-    return controls
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ ALLOWED = {
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "plots": {"config", "files"},
+    "explore": {"codes", "inspection", "metrics", "pixelcnn", "plots", "sampling", "slices", "streams", "vqvae"},
     "commands": None,  # on top of everything
 }  # fmt: skip
 
