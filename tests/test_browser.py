@@ -130,8 +130,9 @@ def last_sight(request, browser):
 def open_notebook(browser, lab, name: str) -> Page:
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(1000 * SECONDS)
-    page.goto(lab.format(f"lab/tree/{name}"))
-    expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
+    # A workspace of its own: else the other notebook is opened beside it.
+    page.goto(lab.format(f"lab/workspaces/{Path(name).stem}/tree/{name}"))
+    expect(page.get_by_text(re.compile(r"^Python 3.* \| Idle$"))).to_be_visible()
     return page
 
 
@@ -165,7 +166,7 @@ def run(page: Page, number: int) -> Locator:
     cell = page.locator(".jp-CodeCell").nth(number)
     cell.locator(".jp-InputPrompt").click()
     expect(cell).to_have_class(re.compile("jp-mod-active"))
-    page.keyboard.press("Control+Enter")
+    page.locator('[data-command="notebook:run-cell-and-select-next"]').first.click()
     expect(cell.locator(".jp-InputPrompt")).to_have_text(f"[{number + 1}]:")
     assert not cell.locator('[data-mime-type="application/vnd.jupyter.stderr"]:has-text("Error")').count()
     return cell
