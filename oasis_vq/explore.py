@@ -283,10 +283,12 @@ def explore_samples(prior: PixelCNN, vqvae: VQVAE) -> Explorer:
     ks = [2**power for power in range(num_embeddings.bit_length()) if 2**power < num_embeddings] + [num_embeddings]
     controls |= {"top_k": widgets.SelectionSlider(options=ks, value=num_embeddings), **_draw_controls()}
 
+    sample_codes(prior, 1, top_k=1)  # the loop with a filter is compiled now, not when the slider is moved
+
     def draw(top_k, temperature, seed, **conditions):
         given = {name: None if value == ANY else value for name, value in conditions.items()}
-        # With top_k for all codes, too: without, the loop would be compiled a second time.
-        codes = sample_codes(prior, NUM_SAMPLES, seed=seed, temperature=temperature, top_k=top_k, **given)
+        given["top_k"] = None if top_k == num_embeddings else top_k  # all of them are sorted for nothing
+        codes = sample_codes(prior, NUM_SAMPLES, seed=seed, temperature=temperature, **given)
         asked = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items())
         text = f"{asked or 'no condition'}, temperature {temperature:g}, the {top_k} likeliest codes at each position"
         return {"samples": _gray(_tiled(vqvae.decode(codes), 4))}, f"{text}, seed {seed}", codes

@@ -44,8 +44,8 @@ EXPLORERS = {
     "completions": "ovq.explore_completions(prior, vqvae, index.test)",
     "samples": "ovq.explore_samples(prior, vqvae)",
 }
-SECONDS = 60
-"""How long a cell or a picture may take before the test fails."""
+SECONDS, PICTURE_SECONDS = 60, 20
+"""How long starting and the execution of a cell may take, and how long a picture, before the test fails."""
 
 pytestmark = pytest.mark.browser
 
@@ -155,7 +155,7 @@ def answers(url: str) -> bool:
 
 def wait_until(holds, what: str, page: Page | None = None) -> None:
     """Return as soon as a condition holds, or fail; a page goes on working meanwhile."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + (PICTURE_SECONDS if page else SECONDS)
     while not holds():
         assert time.monotonic() < end, what
         page.wait_for_timeout(50) if page else time.sleep(0.1)
