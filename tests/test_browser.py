@@ -71,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(folder, cohort, tmp_path_factory):
-    """The address of a JupyterLab of our own, with a question mark and its token at the end: format it with a path."""
+    """The address of a JupyterLab of our own, with its token: format it with a path."""
     home, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
     settings = home / "settings" / "@jupyterlab"
     for name, values in {
@@ -157,7 +157,8 @@ def wait_until(holds, what: str, page: Page | None = None) -> None:
     """Return as soon as a condition holds, or fail; a page goes on working meanwhile."""
     end = time.monotonic() + (PICTURE_SECONDS if page else SECONDS)
     while not holds():
-        assert time.monotonic() < end, what
+        if time.monotonic() > end:
+            pytest.fail(what)
         page.wait_for_timeout(50) if page else time.sleep(0.1)
 
 
