@@ -1,4 +1,5 @@
-# make notebooks · make test · make figures · make bench · make reproduce · make test-slow · make lint · make clean
+# make notebooks · make test · make figures · make bench · make reproduce · make test-slow · make test-browser · make lint
+# make clean
 # Each makes .venv and installs what is needed, once; it is done again when the lists of packages change.
 
 PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; do \
@@ -9,7 +10,7 @@ export PYTHONUNBUFFERED := 1
 
 PROFILE ?= full
 
-.PHONY: notebooks figures bench reproduce test test-slow lint clean
+.PHONY: notebooks figures bench reproduce test test-slow test-browser lint clean
 .DEFAULT_GOAL := notebooks
 
 .venv/installed: requirements.txt pyproject.toml
@@ -41,6 +42,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --durations=0
+
+test-browser: .venv/installed
+	$(BIN)/python -m pytest -m browser --durations=3
 
 lint: .venv/installed
 	$(BIN)/ruff check .

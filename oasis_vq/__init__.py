@@ -54,6 +54,14 @@ _EXPORTS = {
         "save_figure",
     ],
     "tables": ["latex_table", "markdown_table", "save_table"],
+    "explore": [
+        "explore_code_positions",
+        "explore_codes",
+        "explore_completions",
+        "explore_reconstructions",
+        "explore_samples",
+        "explore_slices",
+    ],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -147,13 +147,13 @@ def make_dataset(
         paths = tf.constant(slices.path)
 
         def read(index: tf.Tensor, draws: tf.Tensor):
-            return index, draws, _read_image(paths[index % num_slices], image_size, fit)
+            return index, draws, read_image(paths[index % num_slices], image_size, fit)
 
         batches = items.map(read, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
     return batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _read_image(path: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
+def read_image(path: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
     """Return the image in a file, (image_size, image_size, 1) uint8."""
     image = tf.io.decode_image(tf.io.read_file(path), channels=1, expand_animations=False)  # (height, width, 1)
     shape = tf.shape(image)
@@ -223,7 +223,7 @@ def _write_cache(file: Path, slices: Slices, *, image_size: int, fit: str) -> No
             "free. Choose another folder by OASIS_VQ_CACHE, or do without the cache."
         )
     paths = tf.data.Dataset.from_tensor_slices(slices.path)
-    images = paths.map(lambda path: _read_image(path, image_size, fit), num_parallel_calls=tf.data.AUTOTUNE)
+    images = paths.map(lambda path: read_image(path, image_size, fit), num_parallel_calls=tf.data.AUTOTUNE)
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may be making the same
     shape = (len(slices), image_size, image_size, 1)
     try:

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 import notebooks as tool
+import oasis_vq as ovq
 
 ROOT = Path(__file__).parents[1]
 PATHS = tool.notebook_paths()
@@ -31,9 +32,14 @@ class TestNotebook:
         assert read(path).metadata.oasis_vq.code_hash == tool.code_hash(read(path)), "make figures"
 
     def test_executed_from_first_to_last(self, path):
-        counts = [cell.execution_count for cell in code_cells(path)]
+        counts = [cell.execution_count for cell in code_cells(path) if not tool.is_skipped(cell)]
         assert counts == list(range(1, len(counts) + 1))
         assert not any(output.output_type == "error" for cell in code_cells(path) for output in cell.outputs)
+
+    def test_only_explorers_are_skipped_and_leave_nothing(self, path):
+        for cell in code_cells(path):
+            assert tool.is_skipped(cell) == cell.source.startswith("ovq.explore_")
+            assert not tool.is_skipped(cell) or (cell.execution_count is None and cell.outputs == [])
 
     def test_first_cell_is_the_same_everywhere(self, path):
         assert code_cells(path)[0].source == code_cells(PATHS[0])[0].source
@@ -66,6 +72,25 @@ class TestNotebook:
         assert "## What we saw" in last and last.count("\n- ") >= 3
         assert re.findall(r"^(\d)\. ", last, flags=re.MULTILINE) == ["1", "2", "3"]
         assert "## Next" in last
+
+
+def test_each_explorer_stands_in_one_notebook():
+    cells = [cell.source for path in PATHS for cell in code_cells(path) if tool.is_skipped(cell)]
+    names = [re.match(r"ovq\.(\w+)\(", source)[1] for source in cells]
+    assert sorted(names) == sorted(name for name in ovq.__all__ if name.startswith("explore_"))
+
+
+def test_skipped_cells_are_emptied_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
+    left = nbformat.v4.new_output("stream", text="left by an editor")
+    skipped = nbformat.v4.new_code_cell(
+        "1 / 0", execution_count=7, outputs=[left], metadata={"tags": ["skip-execution"]}
+    )
+    cells = [nbformat.v4.new_code_cell("1 + 1"), skipped, nbformat.v4.new_code_cell("2 + 2")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "some.ipynb")
+    executed = tool.execute(tmp_path / "some.ipynb")
+    assert [cell.execution_count for cell in executed.cells] == [1, None, 2]
+    assert executed.cells[1].outputs == [] and executed.cells[2].outputs[0].data["text/plain"] == "4"
 
 
 def test_readme_links_lead_somewhere_and_nothing_is_left_to_fill_in():

@@ -44,6 +44,7 @@ ALLOWED = {
     "inspection": set(),
     "plots": {"config", "files"},
     "tables": {"config", "files"},
+    "explore": {"codes", "inspection", "metrics", "pixelcnn", "plots", "sampling", "slices", "streams", "vqvae"},
     "commands": None,  # on top of everything
 }  # fmt: skip
 

@@ -38,6 +38,11 @@ def code_hash(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256(code.encode()).hexdigest()
 
 
+def is_skipped(cell: nbformat.NotebookNode) -> bool:
+    """Return whether a cell is left out: explorers need somebody to move them, and leave nothing in the file."""
+    return NotebookClient.skip_cells_with_tag.default_value in cell.metadata.get("tags", [])
+
+
 def execute(path: Path) -> nbformat.NotebookNode:
     """Return the notebook executed from top to bottom, with outputs and nothing of this machine."""
     notebook = nbformat.read(path, as_version=4)
@@ -55,6 +60,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a progress bar that has gone leaves an empty stream
             cell.outputs = [output for output in cell.outputs if output.get("text", "it").strip()]
+        if is_skipped(cell):  # what an editor has left there
+            cell.outputs, cell.execution_count = [], None
         cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
