@@ -22,8 +22,8 @@ def code_cells(path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
-def test_there_are_five_numbered_notebooks():
-    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05"]
+def test_there_are_six_numbered_notebooks():
+    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -91,6 +91,19 @@ def test_skipped_cells_are_emptied_and_not_executed(tmp_path, monkeypatch):
     executed = tool.execute(tmp_path / "some.ipynb")
     assert [cell.execution_count for cell in executed.cells] == [1, None, 2]
     assert executed.cells[1].outputs == [] and executed.cells[2].outputs[0].data["text/plain"] == "4"
+
+
+def test_every_figure_and_table_has_a_caption():
+    """In figures/README.md, and for reports in captions.tex; tables have theirs in them."""
+    folder = ROOT / "figures"
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((\w[\w.]*)\.(?:png|tex)\)", table))
+    there = {file.stem for suffix in ("png", "tex") for file in folder.glob(f"*.{suffix}")}
+    assert linked == there - {"captions"}
+    assert tool.captions(table) == (folder / "captions.tex").read_text(encoding="utf-8"), "make figures"
+    assert r"\includegraphics[width=\linewidth]{{05_temperature_0.5}.pdf}" in tool.captions(table)
+    for file in set(folder.glob("0*.tex")):
+        assert r"\caption{" in file.read_text(encoding="utf-8")
 
 
 def test_readme_links_lead_somewhere_and_nothing_is_left_to_fill_in():

@@ -11,6 +11,7 @@ trained from scratch, in build/quick; in the full one they are those of `OASIS_V
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from oasis_vq.files import write_whole
+from oasis_vq.tables import escaped
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -71,6 +73,26 @@ def execute(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def captions(table: str) -> str:
+    """Return a LaTeX figure, with its caption and label, for each figure in the table of figures/README.md.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    figures = []
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for name in re.findall(r"\]\((\w[\w.]*)\.png\)", cells[0]):
+            lines = [
+                r"\begin{figure}[tb]", rf"\includegraphics[width=\linewidth]{{{{{name}}}.pdf}}",
+                rf"\caption{{{escaped(cells[-1])}}}", rf"\label{{fig:{name}}}", r"\end{figure}",
+            ]  # fmt: skip
+            figures.append("\n".join(lines) + "\n")
+    if not figures:
+        raise ValueError("No figure in the table of figures/README.md.")
+    return "\n".join(figures)
+
+
 def main() -> int:
     """Execute the notebooks and return 0, or 1 if a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,6 +123,9 @@ def main() -> int:
             return 1
         write_whole(target / path.name, f"{nbformat.writes(notebook)}\n".encode())
         print(f"{time.monotonic() - start:.0f} s", flush=True)
+    if arguments.commit:
+        table = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+        write_whole(ROOT / "figures" / "captions.tex", captions(table).encode())
     print(f"{len(paths)} notebooks in {target.relative_to(ROOT)}, figures in "
           f"{Path(os.environ['OASIS_VQ_FIGURES']).relative_to(ROOT)}")  # fmt: skip
     return 0
