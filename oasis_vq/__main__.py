@@ -9,7 +9,34 @@ from collections.abc import Callable
 
 import tyro
 
-from oasis_vq.commands import COMMANDS, RESUMES
+from oasis_vq.data_commands import check, download, phantom, prepare
+from oasis_vq.model_commands import (
+    encode,
+    evaluate,
+    generate,
+    recipes,
+    reconstruct,
+    search,
+    train_prior,
+    train_vqvae,
+)
+
+COMMANDS = {
+    "phantom": phantom,
+    "download": download,
+    "prepare": prepare,
+    "check": check,
+    "recipes": recipes,
+    "train-vqvae": train_vqvae,
+    "encode": encode,
+    "train-prior": train_prior,
+    "search": search,
+    "reconstruct": reconstruct,
+    "generate": generate,
+    "evaluate": evaluate,
+}
+RESUMES = (phantom, download, prepare, train_vqvae, train_prior, search)
+"""Commands that go on from where they were stopped when they are given again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
