@@ -125,12 +125,13 @@ class Explorer(widgets.VBox):
         self.mice[title] = mouse
 
 
-def explore_slices(index: SliceIndex, *, image_size: int) -> Explorer:
+def explore_slices(index: SliceIndex, *, image_size: int, fit: str = "pad") -> Explorer:
     """Browse the slices of all splits by subject and position.
 
     Args:
         index: what there is.
         image_size: height and width of the images.
+        fit: as in `make_dataset`.
     """
     splits = index.splits()
     tables = [(part.path, part.subject, part.slice, part.label) for part in splits.values()]
@@ -140,7 +141,7 @@ def explore_slices(index: SliceIndex, *, image_size: int) -> Explorer:
     controls["subject"].options = [(f"{subject} ({split})", subject) for subject, split in split_of.items()]
 
     def draw(subject, position):
-        row, image = _read(slices, subject, position, image_size)
+        row, image = _read(slices, subject, position, image_size, fit)
         text = f"case {subject} ({split_of[subject]}), slice {slices.slice[row]}: from {image.min():.2f} to "
         text += f"{image.max():.2f}, {(image <= BRAIN_THRESHOLD).mean():.0%} of the pixels are background"
         return {"slice": _gray(image[0])}, text, None
@@ -354,7 +355,7 @@ def _slice_controls(slices: Slices) -> dict[str, widgets.Widget]:
     }
 
 
-def _read(slices: Slices, subject: str, position: int, image_size: int, fit: str = "pad") -> tuple[int, np.ndarray]:
+def _read(slices: Slices, subject: str, position: int, image_size: int, fit: str) -> tuple[int, np.ndarray]:
     """Return the row of a subject's slice at a position, or the nearest that there is, and its image (1, s, s, 1)."""
     rows = np.flatnonzero(slices.subject == subject)
     row = int(rows[np.abs(slices.slice[rows] - position).argmin()])
