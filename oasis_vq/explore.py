@@ -70,6 +70,7 @@ class Explorer(widgets.VBox):
         for name, control in controls.items():
             control.description, control.style.description_width = name.replace("_", " "), "initial"
             control.continuous_update = follows
+            control.layout.margin = "2px 24px 2px 2px"
             control.observe(self.update, "value")
         titled = [widgets.VBox([widgets.Label(title), image]) for title, image in self.pictures.items()]
         rows = [widgets.HBox(part, layout={"flex_flow": "row wrap"}) for part in (list(controls.values()), titled)]
@@ -233,7 +234,7 @@ def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
         heat[outline] = 255
         row, column = np.unravel_index(shares.argmax(), shares.shape)
         pictures = {
-            "where it fires; the outline of the mean slice": heat,
+            "where it fires": heat,
             "what it decodes to": _gray(np.nan_to_num(palette.patches[code])),
             palette.title: palette.pixels(code),
         }
@@ -241,7 +242,7 @@ def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
             f"code {code}: at {shares.mean():.2%} of all positions of {len(palette.codes)} slices, most often in row "
         )
         text += f"{row}, column {column}, in {shares.max():.1%} of them (black {SHARES[0]:.1%} or less, yellow 100%, "
-        return pictures, text + "on a logarithmic scale)", None
+        return pictures, text + "on a logarithmic scale; line: the outline of the mean slice)", None
 
     explorer = Explorer(draw, {"code": palette.control})
     palette.listen(explorer)
