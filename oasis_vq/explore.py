@@ -70,6 +70,7 @@ class Explorer(widgets.VBox):
         for name, control in controls.items():
             control.description, control.style.description_width = name.replace("_", " "), "initial"
             control.continuous_update = follows
+            control.layout.margin = "2px 24px 2px 2px"
             control.observe(self.update, "value")
         titled = [widgets.VBox([widgets.Label(title), image]) for title, image in self.pictures.items()]
         rows = [widgets.HBox(part, layout={"flex_flow": "row wrap"}) for part in (list(controls.values()), titled)]
@@ -125,12 +126,13 @@ class Explorer(widgets.VBox):
         self.mice[title] = mouse
 
 
-def explore_slices(index: SliceIndex, *, image_size: int) -> Explorer:
+def explore_slices(index: SliceIndex, *, image_size: int, fit: str = "pad") -> Explorer:
     """Browse the slices of all splits by subject and position.
 
     Args:
         index: what there is.
         image_size: height and width of the images.
+        fit: as in `make_dataset`.
     """
     splits = index.splits()
     tables = [(part.path, part.subject, part.slice, part.label) for part in splits.values()]
@@ -140,7 +142,7 @@ def explore_slices(index: SliceIndex, *, image_size: int) -> Explorer:
     controls["subject"].options = [(f"{subject} ({split})", subject) for subject, split in split_of.items()]
 
     def draw(subject, position):
-        row, image = _read(slices, subject, position, image_size)
+        row, image = _read(slices, subject, position, image_size, fit)
         text = f"case {subject} ({split_of[subject]}), slice {slices.slice[row]}: from {image.min():.2f} to "
         text += f"{image.max():.2f}, {(image <= BRAIN_THRESHOLD).mean():.0%} of the pixels are background"
         return {"slice": _gray(image[0])}, text, None
@@ -232,7 +234,7 @@ def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
         heat[outline] = 255
         row, column = np.unravel_index(shares.argmax(), shares.shape)
         pictures = {
-            "where it fires; the outline of the mean slice": heat,
+            "where it fires": heat,
             "what it decodes to": _gray(np.nan_to_num(palette.patches[code])),
             palette.title: palette.pixels(code),
         }
@@ -240,7 +242,7 @@ def explore_code_positions(vqvae: VQVAE, slices: Slices) -> Explorer:
             f"code {code}: at {shares.mean():.2%} of all positions of {len(palette.codes)} slices, most often in row "
         )
         text += f"{row}, column {column}, in {shares.max():.1%} of them (black {SHARES[0]:.1%} or less, yellow 100%, "
-        return pictures, text + "on a logarithmic scale)", None
+        return pictures, text + "on a logarithmic scale; line: the outline of the mean slice)", None
 
     explorer = Explorer(draw, {"code": palette.control})
     palette.listen(explorer)
@@ -354,7 +356,7 @@ def _slice_controls(slices: Slices) -> dict[str, widgets.Widget]:
     }
 
 
-def _read(slices: Slices, subject: str, position: int, image_size: int, fit: str = "pad") -> tuple[int, np.ndarray]:
+def _read(slices: Slices, subject: str, position: int, image_size: int, fit: str) -> tuple[int, np.ndarray]:
     """Return the row of a subject's slice at a position, or the nearest that there is, and its image (1, s, s, 1)."""
     rows = np.flatnonzero(slices.subject == subject)
     row = int(rows[np.abs(slices.slice[rows] - position).argmin()])

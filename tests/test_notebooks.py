@@ -80,6 +80,7 @@ def test_each_explorer_stands_in_one_notebook():
     assert sorted(names) == sorted(name for name in ovq.__all__ if name.startswith("explore_"))
 
 
+@pytest.mark.slow  # starts a kernel
 def test_skipped_cells_are_emptied_and_not_executed(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
     left = nbformat.v4.new_output("stream", text="left by an editor")
