@@ -30,7 +30,7 @@ _EXPORTS = {
     "search": ["grid_search"],
     "metrics": ["brain_psnr", "brain_ssim", "psnr", "ssim"],
     "evaluation": ["code_scores", "evaluate_prior", "evaluate_reconstruction"],
-    "quality": ["evaluate_samples", "histogram_samples", "two_sample_accuracy"],
+    "quality": ["evaluate_samples", "histogram_samples", "nearest_slices", "two_sample_accuracy"],
     "reports": ["evaluate_model", "provenance", "report_texts", "save_provenance"],
     "anomaly": ["Surprise", "find_lesions", "plant_lesions"],
     "inspection": ["code_patches", "code_positions", "codebook_map", "neighbour_codes", "swap_codes"],
@@ -52,6 +52,7 @@ _EXPORTS = {
         "plot_scores_by_position",
         "plot_slices",
         "save_figure",
+        "save_film",
     ],
     "tables": ["latex_table", "markdown_table", "save_table"],
     "explore": [

@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap, LogNorm, hsv_to_rgb
@@ -417,6 +418,23 @@ def save_figure(figure: Figure, name: str, *, folder: str | Path | None = None) 
         content = io.BytesIO()
         figure.savefig(content, format=suffix, **options)
         write_whole(folder / f"{name}.{suffix}", content.getvalue())
+
+
+def save_film(images: np.ndarray, name: str, *, frames_per_second: int = 12, folder: str | Path | None = None) -> bytes:
+    """Write images as a GIF that begins again at its end, and return its bytes: the same images give the same.
+
+    Args:
+        images: (n, size, size, 1) in [0, 1], one after the other.
+        name: file name without suffix.
+        frames_per_second: up to 50.
+        folder: None for `Paths.figures`.
+    """
+    folder = Path(folder) if folder is not None else Paths().figures
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = np.round(255 * np.clip(images[..., 0], 0, 1)).astype(np.uint8)
+    gif = iio.imwrite("<bytes>", frames, extension=".gif", duration=1000 / frames_per_second, loop=0)
+    write_whole(folder / f"{name}.gif", gif)
+    return gif
 
 
 def _grid(

@@ -85,13 +85,11 @@ def evaluate_samples(
     owners = {"samples": test, "floor": test, "ceiling": codes["validate"], "test": test}
 
     reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
-    dataset = make_dataset(index.train, **reading, batch_size=64)
-    batches = tqdm(dataset.as_numpy_iterator(), "reading", len(dataset), unit="batch", leave=False)
-    train = np.concatenate([_flat(part) for part in batches])
+    train = _read_flat(index.train, **reading)
     components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
     components.fit(train)
     features = {name: components.transform(_flat(part)) for name, part in images.items()}
-    distances = {name: nearest_distances(_flat(part), train) for name, part in images.items()}
+    distances = {name: _nearest(_flat(part), train)[1] for name, part in images.items()}
     whole = load_images(chosen["test"], **reading)
     scores: dict = {"test": {}}
     for name in tqdm(("samples", "ceiling", "floor"), "scoring samples", unit="set", leave=False):
@@ -174,9 +172,25 @@ def density_and_coverage(
     return float(inside.sum() / (k * len(features))), float(inside.any(axis=1).mean())
 
 
-def nearest_distances(images: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Return the root mean squared difference (n,) of each image (n, pixels) from the most similar of train."""
-    return _distances(images, train).min(axis=1) / np.sqrt(images.shape[1])
+def nearest_slices(images: np.ndarray, slices: Slices, *, fit: str = "pad") -> tuple[np.ndarray, np.ndarray]:
+    """Return which slice is most similar to each image, and how far it is.
+
+    Args:
+        images: (n, size, size, 1), float32 in [0, 1].
+        slices: where to look, usually the training split.
+        fit: what becomes of a slice that is not square, as in `make_dataset`.
+
+    Returns:
+        The numbers of the slices (n,), and the root mean squared differences from them (n,), of images averaged down to
+        `FEATURE_SIZE`.
+    """
+    return _nearest(_flat(images), _read_flat(slices, image_size=images.shape[1], fit=fit))
+
+
+def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the others each image (n, pixels) is nearest to, and their root mean squared difference."""
+    distances = _distances(images, others) / np.sqrt(images.shape[1])  # (n, others)
+    return distances.argmin(axis=1), distances.min(axis=1)
 
 
 def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -262,6 +276,13 @@ def two_sample_accuracy(
 def _flat(images: np.ndarray) -> np.ndarray:
     """Return images (n, size, size, 1) averaged down, flat (n, pixels)."""
     return _averaged_down(images).reshape(len(images), -1)
+
+
+def _read_flat(slices: Slices, **reading) -> np.ndarray:
+    """Return slices as `_flat` images (n, pixels)."""
+    dataset = make_dataset(slices, **reading, batch_size=64)
+    batches = tqdm(dataset.as_numpy_iterator(), "reading", len(dataset), unit="batch", leave=False)
+    return np.concatenate([_flat(part) for part in batches])
 
 
 def _averaged_down(images: np.ndarray) -> np.ndarray:

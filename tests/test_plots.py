@@ -1,5 +1,6 @@
 """Figures: same bytes on a rerun, brains in gray, codes in nominal colours, nothing shown."""
 
+import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -103,3 +104,11 @@ def test_codes_over_the_map_do_not_overlap_and_dead_ones_are_crosses():
     crowd = ovq.plot_codebook_map(on_three_places, patches=PATCHES, counts=COUNTS, variance=(0.6, 0.3)).axes[1]
     assert len(crowd.images) == 3
     plt.close("all")
+
+
+def test_film_has_every_frame_and_the_same_bytes_again(tmp_path):
+    images = np.linspace(0, 1, 5 * 16 * 16).reshape(5, 16, 16, 1)
+    first = ovq.save_film(images, "film", folder=tmp_path)
+    assert first == ovq.save_film(images, "film", folder=tmp_path) == (tmp_path / "film.gif").read_bytes()
+    frames = iio.imread(first, extension=".gif", index=None)
+    np.testing.assert_allclose(frames.mean(axis=-1), 255 * images[..., 0], atol=1)
