@@ -51,6 +51,7 @@ def train_vqvae(
     limit_train: int | None = None,
     skip_unreadable: bool = False,
     cache: bool = False,
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = None,
     deterministic: bool = False,
     strategy: Literal["mirrored", "multiworker"] | None = None,
     workers: tuple[str, ...] = (),
@@ -74,6 +75,7 @@ def train_vqvae(
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
         cache: whether slices are decoded once, into a file: for GPUs that wait for the PNG files.
+        precision: of the layers; mixed is faster on GPUs, mixed_bfloat16 on CPUs with AMX too; None for the recipe's.
         deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
         strategy: all GPUs of this machine (mirrored), or several processes or machines, on each of which this command
             is given (multiworker); a batch is shared by all.
@@ -87,7 +89,7 @@ def train_vqvae(
     given = {
         "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "fit": fit, "seed": seed,
         "upside_down_copies": upside_down_copies or None, "flip_left_right": flip_left_right or None,
-        "max_shift": max_shift,
+        "max_shift": max_shift, "precision": precision,
     }  # fmt: skip
     config = _with_given(recipes.recipe(recipe).vqvae, given)
     slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
@@ -134,6 +136,7 @@ def train_prior(
     seed: int = 0,
     limit_train: int | None = None,
     skip_unreadable: bool = False,
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = None,
     deterministic: bool = False,
     strategy: Literal["mirrored", "multiworker"] | None = None,
     workers: tuple[str, ...] = (),
@@ -153,6 +156,7 @@ def train_prior(
         seed: of weights and order.
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
+        precision: of the layers; mixed is faster on GPUs, mixed_bfloat16 on CPUs with AMX too; None for the recipe's.
         deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
         strategy: all GPUs of this machine (mirrored), or several processes or machines, on each of which this command
             is given (multiworker); a batch is shared by all.
@@ -165,6 +169,7 @@ def train_prior(
 
     model = folders.load_vqvae(vqvae)
     given = {"epochs": epochs, "batch_size": batch_size, "condition_on": condition_on, "seed": seed}
+    given["precision"] = precision
     config = _with_given(recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config), given)
     slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
     _train(out, config, slices, device=device, vqvae=model, restart=restart, strategy=devices)

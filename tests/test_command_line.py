@@ -162,7 +162,7 @@ def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
         ("train-vqvae", *data, "--recipe", "default128", "--image-size", "32", "--epochs", "1", "--out", v,
          "--fit", "stretch", "--flip-left-right", "--max-shift", "2", "--upside-down-copies", "--cache"),
         ("train-prior", *data, "--vqvae", v, "--recipe", "keras_io", "--condition-on", "slice_index", "label",
-         "--epochs", "1", "--out", p),
+         "--epochs", "1", "--precision", "mixed_bfloat16", "--out", p),
         ("evaluate", v, *data, "--limit-train", "5"),
         ("generate", "--prior", p, "-n", "2", "--label", "AD", "--slice-index", "79", "--out", new),
     ):  # fmt: skip
@@ -171,6 +171,7 @@ def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
     assert (config["fit"], config["max_shift"], config["upside_down_copies"]) == ("stretch", 2, True)
     config = json.loads((tmp_path / "v-prior" / "config.json").read_text())["config"]
     assert (config["first_slice"], config["num_slices"], config["num_labels"]) == (78, 3, 2)
+    assert config["precision"] == "mixed_bfloat16"
     with np.load(tmp_path / "new" / "codes.npz") as codes:
         assert codes["label"].tolist() == [1, 1] and codes["slice_index"].tolist() == [79, 79]
     provenance = json.loads((tmp_path / "new" / "provenance.json").read_text())
