@@ -1,5 +1,6 @@
 """The committed notebooks: outputs belong to their code, and nothing of the machine they ran on is in them."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import oasis_vq as ovq
 
 ROOT = Path(__file__).parents[1]
 PATHS = tool.notebook_paths()
+SOLUTIONS = tool.solution_paths()
+EVERY = pytest.mark.parametrize("path", PATHS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 PRIVATE = re.compile(r"/(home|root|Users|work|tmp|private|mnt|content)/|[A-Z]:\\\\|object at 0x")
 
 
@@ -26,8 +29,10 @@ def test_there_are_six_numbered_notebooks():
     assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-class TestNotebook:
+@EVERY
+class TestExecuted:
+    """What holds for numbered notebooks and solutions."""
+
     def test_outputs_belong_to_the_code(self, path):
         assert read(path).metadata.oasis_vq.code_hash == tool.code_hash(read(path)), "make figures"
 
@@ -36,24 +41,11 @@ class TestNotebook:
         assert counts == list(range(1, len(counts) + 1))
         assert not any(output.output_type == "error" for cell in code_cells(path) for output in cell.outputs)
 
-    def test_only_explorers_are_skipped_and_leave_nothing(self, path):
-        for cell in code_cells(path):
-            assert tool.is_skipped(cell) == cell.source.startswith("ovq.explore_")
-            assert not tool.is_skipped(cell) or (cell.execution_count is None and cell.outputs == [])
-
-    def test_first_cell_is_the_same_everywhere(self, path):
-        assert code_cells(path)[0].source == code_cells(PATHS[0])[0].source
-
     def test_cells_are_short(self, path):
         assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
 
-    def test_figures_carry_the_notebooks_number(self, path):
-        names = re.findall(r'save_figure\(figure, f?"(\w+)', "\n".join(cell.source for cell in code_cells(path)))
-        assert names and all(name.startswith((path.name[:3], "00_")) for name in names)
-
-    def test_figures_are_in_the_repository(self, path):
-        for name in re.findall(r'save_figure\(figure, "(\w+)"', "\n".join(cell.source for cell in code_cells(path))):
-            assert (ROOT / "figures" / f"{name}.png").exists() and (ROOT / "figures" / f"{name}.pdf").exists()
+    def test_names_the_source_of_its_pictures(self, path):
+        assert "IXI dataset, brain-development.org, CC BY-SA 3.0" in read(path).cells[0].source
 
     def test_nothing_of_the_machine(self, path):
         notebook = read(path)
@@ -65,13 +57,56 @@ class TestNotebook:
                 assert not PRIVATE.search(text), text
 
     def test_small_enough_to_be_shown(self, path):
-        assert path.stat().st_size < 1_000_000
+        assert path.stat().st_size < (1_000_000 if path in PATHS else 300_000)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_only_explorers_are_skipped_and_leave_nothing(self, path):
+        for cell in code_cells(path):
+            assert tool.is_skipped(cell) == cell.source.startswith("ovq.explore_")
+            assert not tool.is_skipped(cell) or (cell.execution_count is None and cell.outputs == [])
+
+    def test_first_cell_is_the_same_everywhere(self, path):
+        assert code_cells(path)[0].source == code_cells(PATHS[0])[0].source
+
+    def test_figures_carry_the_notebooks_number(self, path):
+        names = re.findall(r'save_figure\(figure, f?"(\w+)', "\n".join(cell.source for cell in code_cells(path)))
+        assert names and all(name.startswith((path.name[:3], "00_")) for name in names)
+
+    def test_figures_are_in_the_repository(self, path):
+        for name in re.findall(r'save_figure\(figure, "(\w+)"', "\n".join(cell.source for cell in code_cells(path))):
+            assert (ROOT / "figures" / f"{name}.png").exists() and (ROOT / "figures" / f"{name}.pdf").exists()
 
     def test_ends_with_findings_and_three_exercises(self, path):
         last = read(path).cells[-1].source
         assert "## What we saw" in last and last.count("\n- ") >= 3
         assert re.findall(r"^(\d)\. ", last, flags=re.MULTILINE) == ["1", "2", "3"]
         assert "## Next" in last
+
+    def test_each_exercise_is_solved(self, path):
+        """In a section that begins with its text, and has code."""
+        exercises = re.findall(r"^\d\. (.+)$", read(path).cells[-1].source, flags=re.MULTILINE)
+        cells = read(tool.NOTEBOOKS / "solutions" / path.name).cells
+        starts = [number for number, cell in enumerate(cells) if cell.source.startswith("## ")]
+        assert [cells[start].source.split("\n\n")[:2] for start in starts] == [
+            [f"## Exercise {number}", f"> {text}"] for number, text in enumerate(exercises, 1)
+        ]
+        for start, end in itertools.pairwise([*starts, len(cells)]):
+            assert any(cell.cell_type == "code" for cell in cells[start:end])
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+class TestSolution:
+    def test_first_cell_is_that_of_the_notebooks_one_folder_deeper(self, path):
+        first = code_cells(PATHS[0])[0].source
+        for here, deeper in (("../req", "../../req"), ('("..")', '("../..")'), ("the notebooks", "the solutions")):
+            first = first.replace(here, deeper)
+        assert code_cells(path)[0].source == first
+
+    def test_saves_no_figure_and_skips_nothing(self, path):
+        for cell in code_cells(path):
+            assert "save_" not in cell.source and not tool.is_skipped(cell)
 
 
 def test_each_explorer_stands_in_one_notebook():
@@ -81,8 +116,7 @@ def test_each_explorer_stands_in_one_notebook():
 
 
 @pytest.mark.slow  # starts a kernel
-def test_skipped_cells_are_emptied_and_not_executed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
+def test_skipped_cells_are_emptied_and_not_executed(tmp_path):
     left = nbformat.v4.new_output("stream", text="left by an editor")
     skipped = nbformat.v4.new_code_cell(
         "1 / 0", execution_count=7, outputs=[left], metadata={"tags": ["skip-execution"]}
@@ -113,5 +147,5 @@ def test_readme_links_lead_somewhere_and_nothing_is_left_to_fill_in():
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (file.parent / link).exists(), f"{file.name}: {link}"
         assert not re.search(r"^@\w+$", text, flags=re.MULTILINE), file
-    for path in PATHS:
+    for path in PATHS + SOLUTIONS:
         assert not any(re.search(r"^@\w+$", cell.source, flags=re.MULTILINE) for cell in read(path).cells), path

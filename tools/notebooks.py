@@ -1,8 +1,9 @@
-"""Execute the numbered notebooks, each in a fresh kernel.
+"""Execute the numbered notebooks and the solutions of their exercises, each in a fresh kernel.
 
     python tools/notebooks.py                executed copies, figures and models under build/
     python tools/notebooks.py --commit       rewrite notebooks/ and figures/ (make figures)
-    python tools/notebooks.py --only 03      the notebooks whose name begins so
+    python tools/notebooks.py --only 03      those whose name begins so, a notebook and its solutions
+    python tools/notebooks.py --solutions    the solutions alone; they save no figures
 
 The profile (`OASIS_VQ_PROFILE`, quick by default) says how much they train. In the quick profile the models are
 trained from scratch, in build/quick; in the full one they are those of `OASIS_VQ_MODELS` or saved_models.
@@ -34,6 +35,11 @@ def notebook_paths() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
+def solution_paths() -> list[Path]:
+    """Return the solutions of their exercises, each named as its notebook, in the same order."""
+    return sorted((NOTEBOOKS / "solutions").glob("[0-9][0-9]_*.ipynb"))
+
+
 def code_hash(notebook: nbformat.NotebookNode) -> str:
     """Return a hash of the code cells: outputs belong to the code that has it."""
     code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
@@ -52,7 +58,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         notebook,
         timeout=None,
         kernel_name="python3",
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        resources={"metadata": {"path": str(path.parent)}},
         coalesce_streams=True,
         record_timing=False,
         store_widget_state=False,
@@ -98,30 +104,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", action="store_true", help="rewrite notebooks/ and figures/")
     parser.add_argument("--only", default="", metavar="NN", help="beginning of the names to execute")
+    parser.add_argument("--solutions", action="store_true", help="leave the numbered notebooks out")
     arguments = parser.parse_args()
     quick = (os.environ.get("OASIS_VQ_PROFILE") or "quick") == "quick"
     target = NOTEBOOKS if arguments.commit else BUILD / "notebooks"
     os.environ["OASIS_VQ_FIGURES"] = str(ROOT / "figures" if arguments.commit else BUILD / "figures")
     if quick:
         os.environ["OASIS_VQ_MODELS"] = str(BUILD / "quick")
-        if not arguments.only:
+        if not (arguments.only or arguments.solutions):
             shutil.rmtree(BUILD / "quick", ignore_errors=True)
-    # Paths are given from here and read in the notebooks' folder.
+    # Paths are given from here and read in the folder of each notebook.
     for variable in ("OASIS_VQ_DATA", "OASIS_VQ_MODELS", "OASIS_VQ_PHANTOM"):
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).resolve())
     os.environ.pop("MPLBACKEND", None)  # the kernel has its own: figures go into the notebook
-    target.mkdir(parents=True, exist_ok=True)
-    paths = [path for path in notebook_paths() if path.name.startswith(arguments.only)]
+    paths = solution_paths() if arguments.solutions else notebook_paths() + solution_paths()
+    paths = [path.relative_to(NOTEBOOKS) for path in paths if path.name.startswith(arguments.only)]
     for path in paths:
-        print(f"{path.name} … ", end="", flush=True)
+        print(f"{path.as_posix()} … ", end="", flush=True)
         start = time.monotonic()
         try:
-            notebook = execute(path)
+            notebook = execute(NOTEBOOKS / path)
         except CellExecutionError as error:
             print(f"failed\n{error}", file=sys.stderr)
             return 1
-        write_whole(target / path.name, f"{nbformat.writes(notebook)}\n".encode())
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target / path, f"{nbformat.writes(notebook)}\n".encode())
         print(f"{time.monotonic() - start:.0f} s", flush=True)
     if arguments.commit:
         table = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
