@@ -90,8 +90,8 @@ def fit_or_load(
         return load_model(folder, record["model"])
 
     _require_writable(folder.parent)
-    for note in checked(index):
-        print(f"note: {note}")
+    for note in checked(index):  # a notebook keeps what is printed: no place of this machine
+        print(f"note: {note}".replace(str(index.root), index.root.name))
     with _logged(partial if leads else None), _stoppable(partial, config):
         keras.utils.set_random_seed(config.seed)
         if vqvae is None:

@@ -231,6 +231,7 @@ def test_trainings_say_the_notes(adni, tmp_path, capsys):
     ovq.fit_or_load(tmp_path / "v", ovq.VQVAEConfig(image_size=32, width=4, epochs=1), ovq.find_slices(adni))
     said = capsys.readouterr().out
     assert all(words in said for words in ("note: ", "not square", "ids are those of images", "published ADNI set"))
+    assert str(adni) not in said and f"{adni.name}: " in said
 
 
 def test_converted_files_are_read_as_said(copied):
