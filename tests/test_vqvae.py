@@ -82,12 +82,13 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_learns_and_comes_back(tmp_path, images, name):
+    keras.utils.set_random_seed(0)  # which the tests before it have moved, in another order each time
     config = dataclasses.replace(VQVAE_CONFIG, **ARCHITECTURES[name])
     model = ovq.VQVAE(config)
     model.image_variance.assign(images.var())
     model.compile(optimizer=keras.optimizers.Adam(3e-3))
     data = tf.data.Dataset.from_tensor_slices(images).batch(8)
-    losses = model.fit(data, epochs=8, verbose=0, shuffle=False).history["reconstruction_loss"]
+    losses = model.fit(data, epochs=16, verbose=0, shuffle=False).history["reconstruction_loss"]
     assert losses[-1] < 0.9 * losses[0]
     side = 32 // config.downsampling
     assert model.encode(images).shape == (len(images), side, side)
