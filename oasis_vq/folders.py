@@ -52,10 +52,10 @@ def load_prior(folder: str | Path) -> PixelCNN:
             f"No VQ-VAE in {file.parent}, whose codes the prior {folder} was trained on. "
             "Put it back, or train the prior again."
         )
-    if _sha256(file) != reference["sha256"]:
+    if sha256(file) != reference["sha256"]:
         raise ValueError(
             f"{file} is not the VQ-VAE whose codes the prior {folder} was trained on: expected SHA-256 "
-            f"{reference['sha256'][:12]}, found {_sha256(file)[:12]}. Put the old one back, or train the prior again."
+            f"{reference['sha256'][:12]}, found {sha256(file)[:12]}. Put the old one back, or train the prior again."
         )
     return prior
 
@@ -108,7 +108,8 @@ def load_model(folder: Path, kind: str) -> VQVAE | PixelCNN:
     return model
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's contents in hexadecimal."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -118,7 +119,7 @@ def _reference(vqvae: VQVAE, prior_folder: Path) -> dict[str, str]:
     if folder is None:
         raise ValueError("A prior needs a saved VQ-VAE: take the one that fit_or_load or load_vqvae returned.")
     relative = os.path.relpath(folder, prior_folder)
-    return {"folder": Path(relative).as_posix(), "sha256": _sha256(folder / "model.keras")}
+    return {"folder": Path(relative).as_posix(), "sha256": sha256(folder / "model.keras")}
 
 
 def refuse_other(folder: Path, record: dict, *, restart: bool) -> None:

@@ -1,6 +1,5 @@
 """What a model folder's model is worth, as numbers and as text, and where it comes from."""
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from oasis_vq import __version__
 from oasis_vq.config import ROOT, Paths
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction, table
 from oasis_vq.files import write_json
-from oasis_vq.folders import load_prior, load_vqvae, model_folder, read_record, vqvae_folder
+from oasis_vq.folders import load_prior, load_vqvae, model_folder, read_record, sha256, vqvae_folder
 from oasis_vq.quality import evaluate_samples, sample_table
 from oasis_vq.slices import SliceIndex
 
@@ -27,7 +26,8 @@ OF_SAMPLES = ("ceiling", "floor", "test", "distances")
 def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False) -> dict:
     """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
 
-    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`.
+    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`. Scores
+    that are there are those of the test slices they were made with: where these have changed since, use `again`.
 
     Args:
         folder: of the model, or its name in `Paths.models`.
@@ -78,7 +78,7 @@ def provenance(folders: Sequence[str | Path]) -> dict:
     models = {}
     for folder in map(model_folder, folders):
         record = read_record(folder)
-        models[folder.name] = {"sha256": hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest(), **record}
+        models[folder.name] = {"sha256": sha256(folder / "model.keras"), **record}
     return {
         "oasis_vq": __version__,
         "python": platform.python_version(),
