@@ -17,8 +17,8 @@ from oasis_vq.slices import SliceIndex
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "matplotlib")
 """Whose versions `provenance` tells."""
-OF_TRAINING = ("val_", "training_", "num_parameters")
-"""Beginnings of the names in metrics.json that a training has written."""
+NO_SCORES = ("val_", "training_", "num_parameters", "scored_slices")
+"""Beginnings of the names in metrics.json that a training has written, and of what says which slices were scored."""
 OF_SAMPLES = ("ceiling", "floor", "test", "distances")
 """Parts of metrics.json that belong to a prior's samples; the names in them are those of the samples' own scores."""
 
@@ -26,8 +26,8 @@ OF_SAMPLES = ("ceiling", "floor", "test", "distances")
 def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False) -> dict:
     """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
 
-    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`. Scores
-    that are there are those of the test slices they were made with: where these have changed since, use `again`.
+    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`. A
+    fingerprint of the test slices stands beside the scores: those of other slices are not taken for theirs.
 
     Args:
         folder: of the model, or its name in `Paths.models`.
@@ -42,20 +42,21 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     is_vqvae = read_record(folder)["model"] == "VQVAE"
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    if ("ssim" if is_vqvae else "classifier_accuracy") in known and not again:
+    scored = {"scored_slices": index.test.fingerprint()}
+    if scored.items() <= known.items() and not again:
         return known
     if is_vqvae:
         report = evaluate_reconstruction(load_vqvae(folder), index.test, train=index.train)
     else:
         prior, vqvae = load_prior(folder), load_vqvae(vqvae_folder(folder))
         report = evaluate_prior(prior, vqvae, index) | evaluate_samples(prior, vqvae, index)
-    write_json(file, {**known, **report})
-    return {**known, **report}
+    write_json(file, {**known, **report, **scored})
+    return {**known, **report, **scored}
 
 
 def report_texts(metrics: dict) -> list[str]:
     """Return what `evaluate_model` has returned as text tables: of the test split, and of a prior's samples."""
-    report = {name: value for name, value in metrics.items() if not name.startswith(OF_TRAINING)}
+    report = {name: value for name, value in metrics.items() if not name.startswith(NO_SCORES)}
     samples = {name: report.pop(name) for name in OF_SAMPLES if name in report}
     samples |= {name: report.pop(name) for name in samples.get("ceiling", {}) if name in report}
     return [table(report), *([sample_table(samples)] if samples else [])]
