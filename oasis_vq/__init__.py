@@ -54,6 +54,7 @@ _EXPORTS = {
         "save_figure",
         "save_film",
     ],
+    "diagrams": ["plot_prior", "plot_vqvae"],
     "tables": ["latex_table", "markdown_table", "save_table"],
     "explore": [
         "explore_code_positions",

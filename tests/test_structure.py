@@ -43,6 +43,7 @@ ALLOWED = {
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "plots": {"config", "files"},
+    "diagrams": {"pixelcnn", "vqvae"},
     "tables": {"config", "files"},
     "explore": {"codes", "inspection", "metrics", "pixelcnn", "plots", "sampling", "slices", "streams", "vqvae"},
     "data_commands": None,  # on top of everything, like the next
