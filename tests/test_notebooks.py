@@ -109,6 +109,25 @@ class TestSolution:
             assert "save_" not in cell.source and not tool.is_skipped(cell)
 
 
+@EVERY
+def test_badge_and_clone_come_from_one_setting(path):
+    notebook, committed = read(path), read(path)
+    folder = path.parent.relative_to(ROOT).as_posix()
+    for _ in range(2):  # the second time nothing is doubled
+        tool.set_address(notebook, folder, path.name, "somebody/brains")
+    first, setup = notebook.cells[0].source, next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert first.startswith("[![Open in Colab]") and first.count("somebody/brains") == 1
+    assert f"(https://colab.research.google.com/github/somebody/brains/blob/main/{folder}/{path.name})\n\n#" in first
+    lines = setup.splitlines()[2:7]
+    assert lines[0] == 'if "google.colab" in sys.modules:  # there the packages are missing, and this repository'
+    assert lines[1:3] == [
+        "    !git clone --quiet --depth 1 https://github.com/somebody/brains.git", f"    %cd -q brains/{folder}"
+    ]  # fmt: skip
+    assert lines[3].startswith("    %pip install")
+    tool.set_address(notebook, folder, path.name, tool.REPOSITORY)
+    assert notebook == committed, "make figures"
+
+
 def test_each_explorer_stands_in_one_notebook():
     cells = [cell.source for path in PATHS for cell in code_cells(path) if tool.is_skipped(cell)]
     names = [re.match(r"ovq\.(\w+)\(", source)[1] for source in cells]

@@ -28,6 +28,9 @@ from oasis_vq.tables import escaped
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
+REPOSITORY = ""
+"""Owner and name on GitHub. With it each notebook gets a badge that opens it in Colab, and fetches the repository there;
+without, as long as there is no public address, neither. The notebooks follow when they are executed."""
 
 
 def notebook_paths() -> list[Path]:
@@ -51,9 +54,34 @@ def is_skipped(cell: nbformat.NotebookNode) -> bool:
     return NotebookClient.skip_cells_with_tag.default_value in cell.metadata.get("tags", [])
 
 
+def set_address(notebook: nbformat.NotebookNode, folder: str, name: str, repository: str) -> None:
+    """Write the badge into the first cell, and what Colab fetches into the first code cell, or take both out.
+
+    Args:
+        notebook: is changed.
+        folder: where it is in the repository.
+        name: of its file.
+        repository: owner and name on GitHub, or nothing.
+    """
+    text, setup = notebook.cells[0], next(cell for cell in notebook.cells if cell.cell_type == "code")
+    badge, clone = "", ""
+    missing = f"; run from the {folder.rpartition('/')[2]} folder of a clone"
+    if repository:
+        link = f"https://colab.research.google.com/github/{repository}/blob/main/{folder}/{name}"
+        badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})\n\n"
+        clone = f"    !git clone --quiet --depth 1 https://github.com/{repository}.git\n"
+        clone += f"    %cd -q {repository.rpartition('/')[2]}/{folder}\n"
+        missing = ", and this repository"
+    text.source = badge + re.sub(r"^\[!\[Open in Colab.*\n+", "", text.source)
+    without = re.sub(r"    (!git clone|%cd) .*\n", "", setup.source)
+    setup.source = re.sub(r"(packages are missing).*\n", rf"\1{missing}\n{clone}", without)
+
+
 def execute(path: Path) -> nbformat.NotebookNode:
     """Return the notebook executed from top to bottom, with outputs and nothing of this machine."""
     notebook = nbformat.read(path, as_version=4)
+    if path.is_relative_to(NOTEBOOKS):
+        set_address(notebook, path.parent.relative_to(ROOT).as_posix(), path.name, REPOSITORY)
     client = NotebookClient(
         notebook,
         timeout=None,
