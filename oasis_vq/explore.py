@@ -1,7 +1,7 @@
 """Explorers: widgets to move what a figure holds still. Data or models first, a widget back.
 
 Each is a function of its controls to pictures and a line of text. Pictures are small PNG files, not figures, so that
-they keep up with a slider. Brains, codes and errors are coloured as in `plots`.
+they keep up with a slider. Brains, codes and errors are coloured as in `figures`.
 """
 
 import html
@@ -14,11 +14,12 @@ import numpy as np
 from matplotlib.colors import LogNorm, to_rgb
 from scipy.ndimage import binary_erosion
 
+from oasis_vq.code_plots import BACKDROP, OUTLINE, SHARES
 from oasis_vq.codes import encode_slices
+from oasis_vq.figures import code_colours
 from oasis_vq.inspection import code_patches, code_positions
 from oasis_vq.metrics import BRAIN_THRESHOLD, ssim_per_image
 from oasis_vq.pixelcnn import UNKNOWN, PixelCNN
-from oasis_vq.plots import BACKDROP, OUTLINE, SHARES, code_colours
 from oasis_vq.sampling import sample_codes
 from oasis_vq.slices import SliceIndex, Slices
 from oasis_vq.streams import read_image

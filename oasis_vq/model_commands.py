@@ -215,7 +215,7 @@ def search(
         restart: whether to train all candidates anew.
     """
     _start(seed, deterministic=deterministic)
-    from oasis_vq import folders, plots, recipes
+    from oasis_vq import figures, folders, plots, recipes
     from oasis_vq import search as searching
 
     model = None if vqvae is None else folders.load_vqvae(vqvae)
@@ -236,7 +236,7 @@ def search(
     trained = [row["name"] for row in found["candidates"] if "seconds" in row]
     column = "val_reconstruction_loss" if model is None else "val_bits_per_code"
     histories = {name: folders.read_history(out / name) for name in trained}
-    plots.save_figure(plots.plot_candidates(histories, column), "search", folder=out)
+    figures.save_figure(plots.plot_candidates(histories, column), "search", folder=out)
     print(searching.table(found))
 
 
@@ -253,7 +253,7 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
     _start()
     import numpy as np
 
-    from oasis_vq import folders, guard, metrics, plots, slices, streams
+    from oasis_vq import figures, folders, guard, metrics, plots, slices, streams
 
     if num < 1:
         raise ValueError(f"num is at least 1. Received: {num}.")
@@ -267,7 +267,7 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
         images, codes, again,
         num_embeddings=model.config.num_embeddings, scores=metrics.ssim_per_image(images, again)[1],
     )  # fmt: skip
-    plots.save_figure(figure, out.with_suffix("").name, folder=out.parent)
+    figures.save_figure(figure, out.with_suffix("").name, folder=out.parent)
     print(f"{out.with_suffix('.png')}: {len(images)} test slices, brain_ssim {metrics.brain_ssim(images, again):.3f}")
 
 
@@ -299,7 +299,7 @@ def generate(
     import imageio.v3 as iio
     import numpy as np
 
-    from oasis_vq import folders, plots, reports, sampling
+    from oasis_vq import figures, folders, plots, reports, sampling
     from oasis_vq.codes import Codes
     from oasis_vq.files import write_json, write_whole
     from oasis_vq.slices import LABELS
@@ -321,7 +321,7 @@ def generate(
     conditions = sampling.sample_conditions(model, num, seed=seed, **asked)
     nobody = np.full(num, "")
     Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
-    plots.save_figure(plots.plot_slices(images), "grid", folder=out)
+    figures.save_figure(plots.plot_slices(images), "grid", folder=out)
     made_with = reports.provenance([folders.vqvae_folder(prior), prior])
     write_json(out / "provenance.json", {**made_with, "num": num, **options})
     print(f"{out / 'grid.png'}: {num} samples")

@@ -1,31 +1,12 @@
-"""Figures: data first, a Figure back; nothing is shown and no file is read. `save_figure` alone writes.
+"""Figures of slices and scores: data first, a Figure back; nothing is shown and no file is read."""
 
-Brains are gray with 0 black and 1 white, without interpolation. Codes are names, not amounts: their colours are
-drawn at random from a fixed seed, so neighbouring numbers need not look alike.
-"""
-
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
-import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap, LogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 
-from oasis_vq.config import Paths
-from oasis_vq.files import write_whole
-
-GRAY = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
-PANEL = 1.6
-"""Side of one image, in inches."""
-SHARES = (0.001, 0.01, 0.1, 1.0)
-"""Ticks of the logarithmic scale on which shares of slices are drawn."""
-BACKDROP = "lightsteelblue"
-"""Behind gray points and patches on a map, so that black and white ones both stand out."""
-OUTLINE = 0.1
-"""Intensity at which the outline of a mean slice is drawn."""
+from oasis_vq.figures import GRAY, code_colours, panels
 
 
 def plot_slices(
@@ -40,7 +21,7 @@ def plot_slices(
         title: over all.
     """
     columns = min(columns, len(images))
-    figure, axes = _grid(-(-len(images) // columns), columns, title=title, titled=titles is not None)
+    figure, axes = panels(-(-len(images) // columns), columns, title=title, titled=titles is not None)
     for number, image in enumerate(images):
         axes.flat[number].imshow(image[..., 0], **GRAY)
         if titles is not None:
@@ -67,7 +48,7 @@ def plot_reconstructions(
         scores: (n,) brain_ssim, written under the reconstructions.
         title: over all.
     """
-    figure, axes = _grid(4, len(images), title=title, margin=0.9)
+    figure, axes = panels(4, len(images), title=title, margin=0.9)
     errors = reconstructions - images
     limit = max(float(np.abs(errors).max()), 1e-6)
     for column in range(len(images)):
@@ -100,88 +81,12 @@ def plot_pipeline(
         sample: as image.
         num_embeddings: codes that there are.
     """
-    figure, axes = _grid(1, 4, titled=True)
-    panels = {"slice": image, "codes": codes, "reconstruction": reconstruction, "new sample": sample}
-    for axis, (name, values) in zip(axes.flat, panels.items(), strict=True):
+    figure, axes = panels(1, 4, titled=True)
+    shown = {"slice": image, "codes": codes, "reconstruction": reconstruction, "new sample": sample}
+    for axis, (name, values) in zip(axes.flat, shown.items(), strict=True):
         options = code_colours(num_embeddings) if name == "codes" else GRAY
         axis.imshow(values if name == "codes" else values[..., 0], **options)
         axis.set_title(name, fontsize=10)
-    return figure
-
-
-def plot_code_images(codes: np.ndarray, *, num_embeddings: int, columns: int = 8, title: str | None = None) -> Figure:
-    """Show code grids (n, h, w) int as nominal colours."""
-    columns = min(columns, len(codes))
-    figure, axes = _grid(-(-len(codes) // columns), columns, title=title)
-    for number, grid in enumerate(codes):
-        axes.flat[number].imshow(grid, **code_colours(num_embeddings))
-    return figure
-
-
-def plot_codebook_usage(codes: np.ndarray, *, num_embeddings: int, title: str | None = None) -> Figure:
-    """Show how often each code occurs in codes (..., ) int, most frequent first, with usage and perplexity."""
-    counts = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1]
-    share = counts[counts > 0] / counts.sum()
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-    axis.bar(np.arange(num_embeddings), counts / counts.sum(), width=1.0, color="0.3")
-    axis.set(yscale="log", xlabel="code, by frequency", ylabel="share of positions", xlim=(-1, num_embeddings))
-    used, spread = int((counts > 0).sum()), np.exp(-(share * np.log(share)).sum())
-    axis.text(0.98, 0.92, f"{used} of {num_embeddings} used\nperplexity {spread:.0f}", ha="right", va="top",
-              transform=axis.transAxes)  # fmt: skip
-    axis.set_title(title or "")
-    return figure
-
-
-def plot_code_positions(
-    positions: np.ndarray,
-    *,
-    titles: Sequence[str],
-    background: np.ndarray | None = None,
-    columns: int = 8,
-    title: str | None = None,
-) -> Figure:
-    """Show where codes fire: the share of the images in which each stands at each position, on one logarithmic scale.
-
-    Args:
-        positions: (n, h, w) in [0, 1], rows of `code_positions`.
-        titles: n texts, one over each.
-        background: (size, size, 1) in [0, 1], usually a mean slice, whose outline is drawn over each map.
-        columns: maps in a row.
-        title: over all.
-    """
-    columns = min(columns, len(positions))
-    figure, axes = _grid(-(-len(positions) // columns), columns, title=title, titled=True, margin=0.9)
-    height, width = positions.shape[1:]
-    scale = {"cmap": "inferno", "norm": LogNorm(SHARES[0], SHARES[-1]), "interpolation": "nearest"}
-    for axis, shares, text in zip(axes.flat, positions, titles, strict=False):
-        shown = axis.imshow(np.maximum(shares, SHARES[0]), extent=(0, width, height, 0), **scale)
-        axis.set_title(text, fontsize=8)
-        if background is not None:
-            size = background.shape[0]
-            pixels = (np.arange(size) + 0.5) / size
-            axis.contour(pixels * width, pixels * height, background[..., 0], [OUTLINE], colors="white", linewidths=0.6)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, extend="min")
-    bar.set_ticks(SHARES, labels=[f"{100 * share:g} %" for share in SHARES])
-    bar.set_label("share of slices", fontsize=8)
-    return figure
-
-
-def plot_code_patches(
-    patches: np.ndarray, *, codes: Sequence[int], columns: int = 16, title: str | None = None
-) -> Figure:
-    """Show what codes decode to, the number of each over it.
-
-    Args:
-        patches: (n, p, p, 1) in [0, 1], rows of `code_patches`.
-        codes: (n,) int, whose patches they are.
-        columns: patches in a row.
-        title: over all.
-    """
-    columns = min(columns, len(patches))
-    figure, axes = _grid(-(-len(patches) // columns), columns, title=title, titled=True, side=PANEL / 2)
-    for axis, patch, code in zip(axes.flat, patches, codes, strict=False):
-        axis.imshow(patch[..., 0], **GRAY)
-        axis.set_title(code, fontsize=8, pad=2)
     return figure
 
 
@@ -194,7 +99,7 @@ def plot_changes(before: np.ndarray, after: np.ndarray, *, titles: Sequence[str]
         titles: n texts, one over each.
         title: over all.
     """
-    figure, axes = _grid(2, len(after) + 1, title=title, titled=True, margin=0.9)
+    figure, axes = panels(2, len(after) + 1, title=title, titled=True, margin=0.9)
     differences = after - before
     limit = max(float(np.abs(differences).max()), 1e-6)
     axes[0, 0].imshow(before[..., 0], **GRAY)
@@ -208,44 +113,6 @@ def plot_changes(before: np.ndarray, after: np.ndarray, *, titles: Sequence[str]
         )
         lower.set_title(f"mean |change| {np.abs(differences[column]).mean():.4f}", fontsize=7)
     figure.colorbar(shown, ax=axes[1, :], fraction=0.02, pad=0.01).set_label("intensity", fontsize=8)
-    return figure
-
-
-def plot_codebook_map(
-    places: np.ndarray, *, patches: np.ndarray, counts: np.ndarray, variance: Sequence[float], title: str | None = None
-) -> Figure:
-    """Show a 2-D map of the codebook: every code as a point, and beside it some as what they decode to.
-
-    Args:
-        places: (num_embeddings, 2), of `codebook_map`.
-        patches: (num_embeddings, p, p, 1) in [0, 1], of `code_patches`; their means are the colours of the points.
-        counts: (num_embeddings,), how often each code occurs; the areas of the points. A red cross is a dead code.
-        variance: (2,) in [0, 1], the share of the variance on each axis.
-        title: over all.
-    """
-    look = {"aspect": "equal", "facecolor": BACKDROP}
-    figure, (points, pictures) = plt.subplots(
-        1, 2, figsize=(12, 4.4), sharex=True, sharey=True, layout="constrained", subplot_kw=look
-    )
-    used = counts > 0
-    areas = np.clip(3000 * counts[used] / counts.sum(), 12, 400)
-    style = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "edgecolors": "0.4", "linewidths": 0.3}
-    shown = points.scatter(*places[used].T, s=areas, c=patches[used].mean(axis=(1, 2, 3)), **style)
-    points.scatter(*places[~used].T, s=12, c="C3", marker="x", linewidths=0.7)
-    figure.colorbar(shown, ax=points, shrink=0.8, pad=0.01).set_label("mean decoded intensity")
-    side = 0.06 * np.ptp(places, axis=0).max()
-    drawn: list[int] = []
-    for code in np.argsort(-counts, kind="stable")[: used.sum()]:  # the more frequent one where two would overlap
-        if not drawn or np.abs(places[drawn] - places[code]).max(axis=1).min() > 1.1 * side:
-            drawn.append(code)
-            left, bottom = places[code] - side / 2
-            pictures.imshow(patches[code, ..., 0], extent=(left, left + side, bottom, bottom + side), **GRAY)
-    (left, bottom), (right, top) = places.min(axis=0) - side, places.max(axis=0) + side
-    points.set(xlim=(left, right), ylim=(bottom, top), ylabel=f"second component ({variance[1]:.0%} of the variance)")
-    for axis in (points, pictures):
-        axis.set_xlabel(f"first component ({variance[0]:.0%} of the variance)")
-    if title:
-        figure.suptitle(title)
     return figure
 
 
@@ -341,7 +208,7 @@ def plot_maps(
         titles: n texts, one over each image.
         title: over all.
     """
-    figure, axes = _grid(2, len(images), title=title, titled=titles is not None, margin=0.9)
+    figure, axes = panels(2, len(images), title=title, titled=titles is not None, margin=0.9)
     for number, (image, values) in enumerate(zip(images, maps, strict=True)):
         axes[0, number].imshow(image[..., 0], **GRAY)
         shown = axes[1, number].imshow(values, cmap="inferno", vmin=0, vmax=maps.max(), interpolation="nearest")
@@ -401,59 +268,3 @@ def plot_rate_distortion(
     axis.set_ylim(min(*scores, lowest) - line, max(scores) + line)
     axis.set_title(title or "")
     return figure
-
-
-def code_colours(num_embeddings: int) -> dict:
-    """Return imshow's options for codes: one colour a code, in a random order from a fixed seed."""
-    generator = np.random.default_rng(0)
-    hues = generator.permutation(num_embeddings) / num_embeddings
-    colours = hsv_to_rgb(np.stack([hues, *generator.uniform((0.4, 0.5), 1.0, (num_embeddings, 2)).T], axis=1))
-    return {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": num_embeddings - 0.5, "interpolation": "nearest"}
-
-
-def save_figure(figure: Figure, name: str, *, folder: str | Path | None = None) -> None:
-    """Write a figure as PDF and PNG without timestamps: the same figure gives the same bytes.
-
-    Args:
-        figure: what to write.
-        name: file name without suffix.
-        folder: None for `Paths.figures`.
-    """
-    folder = Path(folder) if folder is not None else Paths().figures
-    folder.mkdir(parents=True, exist_ok=True)
-    formats = {"png": {"dpi": 150, "metadata": {"Software": None}}, "pdf": {"metadata": {"CreationDate": None}}}
-    for suffix, options in formats.items():
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, **options)
-        write_whole(folder / f"{name}.{suffix}", content.getvalue())
-
-
-def save_film(images: np.ndarray, name: str, *, frames_per_second: int = 12, folder: str | Path | None = None) -> bytes:
-    """Write images as a GIF that begins again at its end, and return its bytes: the same images give the same.
-
-    Args:
-        images: (n, size, size, 1) in [0, 1], one after the other.
-        name: file name without suffix.
-        frames_per_second: up to 50.
-        folder: None for `Paths.figures`.
-    """
-    folder = Path(folder) if folder is not None else Paths().figures
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = np.round(255 * np.clip(images[..., 0], 0, 1)).astype(np.uint8)
-    gif = iio.imwrite("<bytes>", frames, extension=".gif", duration=1000 / frames_per_second, loop=0)
-    write_whole(folder / f"{name}.gif", gif)
-    return gif
-
-
-def _grid(
-    rows: int, columns: int, *, title: str | None = None, titled: bool = False, margin: float = 0.0, side: float = PANEL
-):
-    """Return a figure and its axes (rows, columns), each of this side in inches, all without ticks and frames."""
-    size = (side * columns + margin, (side + min(0.3, side / 4) * titled) * rows + 0.35 * bool(title))
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure, axes

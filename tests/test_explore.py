@@ -11,8 +11,8 @@ import pytest
 
 import oasis_vq as ovq
 from oasis_vq.explore import LIMIT, NUM_COMPLETIONS, NUM_SAMPLES
+from oasis_vq.figures import code_colours
 from oasis_vq.metrics import ssim_per_image
-from oasis_vq.plots import code_colours
 
 CODES, BRAIN, PALETTE = "codes: paint here", "brain: or here", "codes, from dark to bright: click one"
 

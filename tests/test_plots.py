@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import oasis_vq as ovq
-from oasis_vq import plots
+from oasis_vq import figures
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 16, 16, 1)).astype(np.float32)
 CODES = np.arange(48).reshape(3, 4, 4)
@@ -62,9 +62,9 @@ def test_brains_are_gray_from_zero_to_one():
 
 
 def test_codes_have_their_own_colours():
-    colours = plots.code_colours(64)["cmap"].colors
+    colours = figures.code_colours(64)["cmap"].colors
     assert len(np.unique(colours, axis=0)) == 64
-    np.testing.assert_array_equal(colours, plots.code_colours(64)["cmap"].colors)
+    np.testing.assert_array_equal(colours, figures.code_colours(64)["cmap"].colors)
 
 
 def test_an_unused_row_of_panels_is_no_error():

@@ -42,10 +42,14 @@ ALLOWED = {
     "reports": {"config", "evaluation", "files", "folders", "quality", "slices"},
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
-    "plots": {"config", "files"},
+    "figures": {"config", "files"},
+    "plots": {"figures"},
+    "code_plots": {"figures"},
     "diagrams": {"pixelcnn", "vqvae"},
     "tables": {"config", "files"},
-    "explore": {"codes", "inspection", "metrics", "pixelcnn", "plots", "sampling", "slices", "streams", "vqvae"},
+    "explore": {
+        "code_plots", "codes", "figures", "inspection", "metrics", "pixelcnn", "sampling", "slices", "streams", "vqvae"
+    },
     "data_commands": None,  # on top of everything, like the next
     "model_commands": None,
 }  # fmt: skip

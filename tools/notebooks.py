@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
 REPOSITORY = ""
-"""Owner and name on GitHub. With it each notebook gets a badge that opens it in Colab, and fetches the repository there;
-without, as long as there is no public address, neither. The notebooks follow when they are executed."""
+"""Owner and name on GitHub. With it each notebook gets a badge that opens it in Colab, and fetches the repository
+there; without, as long as there is no public address, neither. The notebooks follow when they are executed."""
 
 
 def notebook_paths() -> list[Path]:
