@@ -424,11 +424,8 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
     text = "\n".join([intro, "", *map(markdown_table, tables), *(f"- {sentence}" for sentence in told), ""])
     write_whole(out.with_suffix(".md"), text.encode())
     items = "\n".join(rf"\item {escaped(sentence)}" for sentence in told)
-    shrunk = [
-        f"\\resizebox{{\\linewidth}}{{!}}{{%\n{latex_table(rows, widths={'its report claims': '6cm'})}}}\n"
-        for rows in tables
-    ]
-    parts = [escaped(intro) + "\n", *shrunk, f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"]
+    written = [latex_table(rows, widths={"its report claims": "6cm"}) for rows in tables]
+    parts = [escaped(intro) + "\n", *written, f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"]
     write_whole(out.with_suffix(".tex"), "\n".join(parts).encode())
     print(text)
 

@@ -7,6 +7,8 @@ from oasis_vq.config import Paths
 from oasis_vq.files import write_whole
 
 Rows = Sequence[Mapping[str, str]]
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+"""Shrinks what follows to the width of the text if it is wider."""
 
 
 def markdown_table(rows: Rows) -> str:
@@ -23,6 +25,8 @@ def markdown_table(rows: Rows) -> str:
 def latex_table(rows: Rows, *, widths: Mapping[str, str] | None = None, caption: str = "", label: str = "") -> str:
     """Return rows as a LaTeX table with the rules of booktabs; what LaTeX would take for commands is escaped.
 
+    One that is too wide for the page is shrunk, by graphicx.
+
     Args:
         rows: the table.
         widths: of columns whose text is to be broken into lines, such as '6cm', by name.
@@ -36,7 +40,9 @@ def latex_table(rows: Rows, *, widths: Mapping[str, str] | None = None, caption:
 
     columns = "".join(f"p{{{widths[name]}}}" if name in (widths or {}) else "l" for name in _columns(rows))
     floating = {"caption": escaped(caption), "label": label or None, "position": "tb"} if caption else {}
-    return pd.DataFrame(list(rows), dtype=str).to_latex(index=False, escape=True, column_format=columns, **floating)
+    text = pd.DataFrame(list(rows), dtype=str).to_latex(index=False, escape=True, column_format=columns, **floating)
+    text = text.replace(r"\begin{tabular}", f"{FITTED}{{%\n\\begin{{tabular}}")
+    return text.replace(r"\end{tabular}", r"\end{tabular}}")
 
 
 def escaped(text: str) -> str:

@@ -1,5 +1,8 @@
 """Tables: every cell arrives, in Markdown and in LaTeX, and nothing in it is taken for a command."""
 
+import shutil
+import subprocess
+
 import pytest
 
 import oasis_vq as ovq
@@ -15,6 +18,19 @@ def test_latex_escapes_commands():
     text = ovq.latex_table(ROWS, widths={"brain_ssim": "6cm"})
     assert r"\begin{tabular}{lp{6cm}}" in text and r"a\_b & 0.5 \& more \\" in text and r"50\% & 0.6 \\" in text
     assert r"system & brain\_ssim \\" in text
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="LaTeX is not installed")
+def test_latex_compiles_and_a_wide_table_fits(tmp_path):
+    wide = [{f"column {number}": "a long text" for number in range(12)}]
+    ovq.save_table(wide, "wide", caption="Wide: 100 % & more.", folder=tmp_path)
+    ovq.save_table(ROWS, "narrow", caption="Narrow.", folder=tmp_path)
+    (tmp_path / "report.tex").write_text(
+        r"\documentclass{article}\usepackage{graphicx,booktabs}\begin{document}\input{wide}\input{narrow}\end{document}"
+    )
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    said = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "Output written" in said and "Overfull" not in said
 
 
 def test_saved_with_caption_and_the_same_bytes_again(tmp_path):
