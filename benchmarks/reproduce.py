@@ -28,7 +28,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
-from priors import grids_rate
+from generation import grids_rate
 from reconstruction import images_rate
 from turns import in_turns
 

@@ -1,11 +1,12 @@
-"""Train priors for the same time each on the codes of a VQ-VAE, and compare what a code of a new person costs.
+"""Train priors for the same time each on the codes of VQ-VAEs: what a code of a new person costs, and what is drawn.
 
-    python benchmarks/priors.py --data DATA --vqvae saved_models/brain128                 all
-    python benchmarks/priors.py --data DATA --vqvae saved_models/brain128 --only ours     one of them
+    python benchmarks/generation.py --data DATA --vqvae saved_models/brain128                 all
+    python benchmarks/generation.py --data DATA --vqvae saved_models/brain128 --only ours     one of them
 
 Grids a second are measured first, in turns, on a quiet machine; the passes that fit in the time follow from them. What
-has been trained is loaded, and a training that was interrupted goes on. Scores are those on validation codes. Results,
-one file a row, and the table are in benchmarks/results/priors.
+has been trained is loaded, and a training that was interrupted goes on. All scores are those of validation people: the
+test people are not asked. Results, one file a row, are in benchmarks/results/generation, and the table of all is
+benchmarks/results/generation.md.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import markdown_table
 from oasis_vq.training import build_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "priors"
+RESULTS = Path(__file__).parent / "results" / "generation"
 
 
 def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
@@ -39,6 +40,7 @@ def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
         "ours": own,
         "ours, one view": dataclasses.replace(own, num_views=1),
         "ours, attention": dataclasses.replace(own, num_attention_layers=1),
+        "ours, bfloat16": dataclasses.replace(own, precision="mixed_bfloat16"),
         "ours, twice the dropout": dataclasses.replace(own, dropout=2 * own.dropout),
         "ours, no weight average": dataclasses.replace(own, weight_average=0.0),
         "ours, 5x5": dataclasses.replace(own, kernel_size=5, num_residual_blocks=5),
@@ -78,17 +80,19 @@ def main() -> None:
         chosen = {name: chosen[name] for name in arguments.only}
     chosen = {name: config.conditioned_by(index) for name, config in chosen.items()}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    texts = {name: f"{arguments.data.name} {vqvae.config.recipe} {arguments.minutes:g}min {name}" for name in chosen}
+    texts = {name: f"{arguments.data.name} {vqvae.folder.name} {arguments.minutes:g}min {name}" for name in chosen}
     files = {name: RESULTS / f"{re.sub(r'[^a-z0-9.]+', '_', text.lower())}.json" for name, text in texts.items()}
 
     unmeasured = {name: config for name, config in chosen.items() if not files[name].exists()}
     for name, rate in (grids_per_second(unmeasured) if unmeasured else {}).items():
         epochs = max(1, round(60 * arguments.minutes * rate / len(index.train)))
-        row = {"name": name, "vqvae": vqvae.config.recipe, "device": device, "data": arguments.data.name}
+        row = {"name": name, "vqvae": vqvae.folder.name, "device": device, "data": arguments.data.name}
         row |= {"minutes": arguments.minutes, "grids_per_second": rate}
         write_json(files[name], {**row, "config": dataclasses.replace(chosen[name], epochs=epochs).to_dict()})
     codes = {split: ovq.encode_slices(vqvae, index.splits()[split]) for split in ("train", "validate")}
     baselines = code_baselines(codes["train"].codes, codes["validate"].codes, vqvae.config.num_embeddings)
+    asked_of = dataclasses.replace(index, test=index.validate)
+    reconstruction = ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)
     for name, file in files.items():
         row = json.loads(file.read_text())
         config = ovq.PriorConfig.from_dict(row["config"])
@@ -98,7 +102,12 @@ def main() -> None:
         prior = ovq.fit_or_load(ROOT / "build" / "benchmarks" / file.stem, config, index, vqvae=vqvae)
         bits, accuracy = code_scores(prior, codes["validate"])
         history = ovq.read_history(prior.folder)
+        quality = ovq.evaluate_samples(prior, vqvae, asked_of)
+        sixteen = ovq.plot_slices(vqvae.decode(ovq.sample_codes(prior, 16, seed=0)))
+        ovq.save_figure(sixteen, "sixteen", folder=prior.folder)
         row |= {
+            "brain_ssim": reconstruction["brain_ssim"],
+            "samples": {name: value for name, value in quality.items() if name != "distances"},
             "validate_bits_per_code": float(bits.mean()),
             "validate_accuracy": float(accuracy.mean()),
             "baselines": baselines,
@@ -119,20 +128,23 @@ def summarise() -> None:
     table = []
     for row in sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"])):
         bits, positions = row["validate_bits_per_code"], math.prod(row["config"]["grid_shape"])
+        samples, ceiling = row["samples"], row["samples"]["ceiling"]
         table.append({
             "codes of": row["vqvae"],
+            "their brain_ssim": f"{row['brain_ssim']:.3f}",
             "prior": row["name"],
             "minutes": f"{row['training_seconds'] / 60:.0f}",
             "weights": f"{row['num_parameters']:,}",
             "bits per code": f"{bits:.3f}",
             "of per position": f"{bits / row['baselines']['per_position']:.3f}",
+            "in training": f"{row['train_bits_per_code']:.3f}",
             "bits an image": f"{bits * positions:,.0f}",
-            "accuracy": f"{row['validate_accuracy']:.3f}",
-            "best epoch": f"{row['best_epoch']} of {row['config']['epochs']}",
-            "bits in training": f"{row['train_bits_per_code']:.3f}",
+            "classifier (ceiling)": f"{samples['classifier_accuracy']:.2f} ({ceiling['classifier_accuracy']:.2f})",
+            "density": f"{samples['density']:.2f} ({ceiling['density']:.2f})",
+            "coverage": f"{samples['coverage']:.2f} ({ceiling['coverage']:.2f})",
         })  # fmt: skip
     text = markdown_table(table)
-    write_whole(RESULTS / "priors.md", text.encode())
+    write_whole(RESULTS.with_suffix(".md"), text.encode())
     print(text)
 
 
