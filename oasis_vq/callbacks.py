@@ -170,6 +170,40 @@ class BestWeights(keras.callbacks.Callback):
             model.set_weights([kept.numpy() for kept in self.weights])
 
 
+class LivingDecoder(keras.callbacks.Callback):
+    """Stops a training whose decoder, having learned, draws one image for all slices: its units are at zero for good.
+
+    Args:
+        folder: of the training, for the message.
+        best: what did best in validation so far, updated before.
+        images: (n, size, size, 1), float32 in [0, 1], of different slices.
+
+    Raises:
+        FloatingPointError: with what to change, and where the last good state is.
+    """
+
+    MUCH = 1.25
+    """A score that many times the best is that of another state, not of another day."""
+
+    def __init__(self, folder: Path, best: BestWeights, images: np.ndarray):
+        super().__init__()
+        self.folder, self.best, self.images = folder, best, images
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.epoch = epoch
+
+    def on_test_end(self, logs=None) -> None:
+        score, best = float(logs[self.model.score]), float(self.best.score)
+        if score > self.MUCH * best and np.ptp(self.model.reconstruct(self.images), axis=0).max() < 1e-3:
+            raise FloatingPointError(
+                f"{self.folder.stem}: the decoder draws the same for every slice in epoch {self.epoch + 1} "
+                f"({self.model.score} {score:.3g}, {best:.3g} before), and does not learn again from there. The "
+                f"checkpoint after epoch {self.epoch} stays; the same call would come to the same. Begin anew "
+                "(restart=True, --restart) with a lower learning rate, longer warm-up or another seed."
+            )
+
+
 class _Picture(keras.callbacks.Callback):
     """Draws a picture during the training: into a PNG file, and in a notebook under the cell.
 

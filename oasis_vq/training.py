@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq import __version__
-from oasis_vq.callbacks import BestWeights, FiniteLoss, ReconstructionGrid, SampleGrid, TrainingLog
+from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, ReconstructionGrid, SampleGrid, TrainingLog
 from oasis_vq.codes import Codes, encode_slices, encode_views
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
@@ -70,7 +70,8 @@ def fit_or_load(
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
             data guard finds an error. If no checkpoint can be read, or the workers read different ones. If the batch
             size is no multiple of the devices.
-        FloatingPointError: if the loss is not a number; the checkpoints of the epochs before stay.
+        FloatingPointError: if the loss is not a number, or a decoder that had learned draws one image for all slices;
+            the checkpoints of the epochs before stay.
         MemoryError: if a batch does not fit into memory.
         OSError: if the folder cannot be written, or the disk is full.
     """
@@ -219,7 +220,9 @@ def _train_vqvae(
         _compile(vqvae, num_items)
     vqvae.adapt(images(index.train, config.batch_size))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
+    # By position: in the order of the files every n-th slice can be a top one.
     rows = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
+    rows = np.argsort(index.validate.slice, kind="stable")[rows]
     shown = load_images(index.validate[rows], image_size=config.image_size, fit=config.fit)
     return _Training(
         vqvae,
@@ -314,6 +317,8 @@ def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequenc
     first_epoch, strategy, size = int(epoch), model.distribute_strategy, config.batch_size
     wait_for_all(strategy, first_epoch)
     followers = [FiniteLoss(folder), *callbacks, best]
+    if isinstance(model, VQVAE):
+        followers.append(LivingDecoder(folder, best, training.picture.images))
     if leads:
         followers.append(training.picture)
     if leads and importlib.util.find_spec("tensorboard"):

@@ -60,6 +60,18 @@ def test_loss_that_is_not_a_number_stops_and_leaves_the_last_good_state(tmp_path
     assert len(log) == 4 and all(text in line for text, line in zip(told, log, strict=True))
 
 
+def test_decoder_that_dies_stops_and_leaves_the_last_good_state(tmp_path, index, whole):
+    """Seen: default128 with 64 codes in bfloat16 drew a black image from its second epoch on, for ten more."""
+
+    def kill(model):
+        for weight in model.decoder.trainable_weights[-4:]:
+            weight.assign(-tf.abs(weight) - 1)
+
+    with pytest.raises(FloatingPointError, match=r"v: the decoder draws the same for every slice in epoch 4 .*epoch 3"):
+        ovq.fit_or_load(tmp_path / "v", CONFIG, index, callbacks=[Plant(3, kill)])
+    assert_ends_as(whole, tmp_path / "v", index)
+
+
 def test_learning_rate_that_is_too_high_is_told(tmp_path, index):
     config = dataclasses.replace(CONFIG, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(FloatingPointError, match=r"epoch 1, at a learning rate of .*No epoch is done"):
