@@ -394,8 +394,8 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
     return text
 
 
-def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int) -> None:
-    """Write the tables and the figures of what there is."""
+def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int) -> str:
+    """Write the tables and the figures of what there is, and return the tables."""
     found, strips = {}, []
     for name in chosen:
         row = Row(out, name)
@@ -403,7 +403,7 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
             found[name] = row.values
             strips.append(row.strip)
     if not found:
-        return
+        return ""
     size = next(iter(chosen.values())).vqvae.image_size
     baselines = next(iter(found.values()))["reconstruction"]["baselines"]
     scores = "; ".join(
@@ -427,7 +427,6 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
     written = [latex_table(rows, widths={"its report claims": "6cm"}) for rows in tables]
     parts = [escaped(intro) + "\n", *written, f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"]
     write_whole(out.with_suffix(".tex"), "\n".join(parts).encode())
-    print(text)
 
     scored = {name: row["reconstruction"] for name, row in found.items()}
     points = {name: (report["bits_per_image"], report["brain_ssim"]) for name, report in scored.items()}
@@ -450,6 +449,7 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
         axes[0, 0].text((column + 0.5) * width / 3, -0.08 * size, heading, ha="center", fontsize=9)
     ovq.save_figure(figure, out.name, folder=out.parent)
     plt.close("all")
+    return text
 
 
 def main() -> None:
@@ -490,13 +490,14 @@ def main() -> None:
         if not row.has_reconstruction and not is_copied(row, out, plan, "has_reconstruction"):
             print(name, flush=True)
             fill_reconstruction(row, plan["systems"][name], index, device)
-        summarise(out, chosen, plan, all_people)
+            summarise(out, chosen, plan, all_people)
     for name in [name for name in wanted if "prior" in plan["systems"][name]]:
         row = Row(out, name)
         if not row.has_prior and not is_copied(row, out, plan, "has_prior"):
             print(f"{name}, prior", flush=True)
             fill_prior(row, plan["systems"][name], index, device, num_samples=64 if quick else 512)
-        summarise(out, chosen, plan, all_people)
+            summarise(out, chosen, plan, all_people)
+    print(summarise(out, chosen, plan, all_people))
 
 
 if __name__ == "__main__":
