@@ -2,11 +2,13 @@
 
     python benchmarks/generation.py --data DATA --vqvae saved_models/brain128                 all
     python benchmarks/generation.py --data DATA --vqvae saved_models/brain128 --only ours     one of them
+    python benchmarks/generation.py --data DATA --vqvae saved_models/brain128 --prior saved_models/brain128-prior
+                                                        none: scores a trained one, --temperatures 0.8 1 at two of them
 
 Grids a second are measured first, in turns, on a quiet machine; the passes that fit in the time follow from them. What
-has been trained is loaded, and a training that was interrupted goes on. All scores are those of validation people: the
-test people are not asked. Results, one file a row, are in benchmarks/results/generation, and the table of all is
-benchmarks/results/generation.md.
+has been trained is loaded, and a training that was interrupted goes on. All scores are those of validation people,
+samples against one half of them with the other half as their ceiling: the test people are not asked. Results, one file
+a row, are in benchmarks/results/generation, and the table of all is benchmarks/results/generation.md.
 """
 
 import argparse
@@ -62,62 +64,85 @@ def grids_rate(config: ovq.PriorConfig, *, num: int = 64) -> Callable[[], float]
     return training_rate(prior, inputs, steps=max(1, num // len(codes)))
 
 
+def without_test(index: ovq.SliceIndex) -> ovq.SliceIndex:
+    """Return an index in which one half of the validation people stands for the test people, who are not asked."""
+    people = np.unique(index.validate.subject)
+    half = np.isin(index.validate.subject, people[: len(people) // 2])
+    return dataclasses.replace(index, test=index.validate[half], validate=index.validate[~half])
+
+
+def scores(prior: ovq.PixelCNN, vqvae: ovq.VQVAE, index: ovq.SliceIndex) -> dict:
+    """Return what a code of validation people costs, beside models that ignore the neighbours."""
+    codes = {split: ovq.encode_slices(vqvae, index.splits()[split]) for split in ("train", "validate")}
+    bits, accuracy = code_scores(prior, codes["validate"])
+    history = ovq.read_history(prior.folder)
+    best = int(history["val_bits_per_code"].argmin())
+    return {
+        "brain_ssim": ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)["brain_ssim"],
+        "validate_bits_per_code": float(bits.mean()),
+        "validate_accuracy": float(accuracy.mean()),
+        "baselines": code_baselines(codes["train"].codes, codes["validate"].codes, vqvae.config.num_embeddings),
+        "best_epoch": best + 1,
+        "train_bits_per_code": float(history["bits_per_code"][best]),
+        "num_parameters": prior.count_params(),
+        "training_seconds": float(history["seconds"].sum()),
+    }
+
+
 def main() -> None:
     """Train, score, and write a row for each prior."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with slices")
     parser.add_argument("--vqvae", type=Path, required=True, help="folder of the VQ-VAE")
+    parser.add_argument("--prior", type=Path, help="folder of a prior on its codes, which is scored; none is trained")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
     parser.add_argument("--only", action="append", help="a prior; may be given several times")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], help="of the samples that are scored")
     arguments = parser.parse_args()
     device = start_tensorflow()
     index, vqvae = ovq.find_slices(arguments.data), ovq.load_vqvae(arguments.vqvae)
-    recipe = dataclasses.replace(ovq.recipe(vqvae.config.recipe), vqvae=vqvae.config)
-    chosen = systems(recipe)
-    if arguments.only:
-        if unknown := sorted(set(arguments.only) - set(chosen)):
-            parser.error(f"a prior is one of {', '.join(chosen)}. Received: {', '.join(unknown)}")
-        chosen = {name: chosen[name] for name in arguments.only}
-    chosen = {name: config.conditioned_by(index) for name, config in chosen.items()}
+    about = {"vqvae": vqvae.folder.name, "device": device, "data": arguments.data.name}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    texts = {name: f"{arguments.data.name} {vqvae.folder.name} {arguments.minutes:g}min {name}" for name in chosen}
-    files = {name: RESULTS / f"{re.sub(r'[^a-z0-9.]+', '_', text.lower())}.json" for name, text in texts.items()}
 
-    unmeasured = {name: config for name, config in chosen.items() if not files[name].exists()}
-    for name, rate in (grids_per_second(unmeasured) if unmeasured else {}).items():
-        epochs = max(1, round(60 * arguments.minutes * rate / len(index.train)))
-        row = {"name": name, "vqvae": vqvae.folder.name, "device": device, "data": arguments.data.name}
-        row |= {"minutes": arguments.minutes, "grids_per_second": rate}
-        write_json(files[name], {**row, "config": dataclasses.replace(chosen[name], epochs=epochs).to_dict()})
-    codes = {split: ovq.encode_slices(vqvae, index.splits()[split]) for split in ("train", "validate")}
-    baselines = code_baselines(codes["train"].codes, codes["validate"].codes, vqvae.config.num_embeddings)
-    asked_of = dataclasses.replace(index, test=index.validate)
-    reconstruction = ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)
+    def row_file(text: str) -> Path:
+        text = f"{arguments.data.name} {vqvae.folder.name} {text}"
+        return RESULTS / f"{re.sub(r'[^a-z0-9.]+', '_', text.lower())}.json"
+
+    if arguments.prior:
+        prior = ovq.load_prior(arguments.prior)
+        files = {prior.folder.name: row_file(prior.folder.name)}
+        for name, file in files.items():
+            if not file.exists():
+                write_json(file, {"name": name, **about, "config": prior.config.to_dict()})
+    else:
+        recipe = dataclasses.replace(ovq.recipe(vqvae.config.recipe), vqvae=vqvae.config)
+        chosen = systems(recipe)
+        if unknown := sorted(set(arguments.only or ()) - set(chosen)):
+            parser.error(f"a prior is one of {', '.join(chosen)}. Received: {', '.join(unknown)}")
+        chosen = {name: chosen[name].conditioned_by(index) for name in arguments.only or chosen}
+        files = {name: row_file(f"{arguments.minutes:g}min {name}") for name in chosen}
+        unmeasured = {name: config for name, config in chosen.items() if not files[name].exists()}
+        for name, rate in (grids_per_second(unmeasured) if unmeasured else {}).items():
+            epochs = max(1, round(60 * arguments.minutes * rate / len(index.train)))
+            row = {"name": name, **about, "minutes": arguments.minutes, "grids_per_second": rate}
+            write_json(files[name], {**row, "config": dataclasses.replace(chosen[name], epochs=epochs).to_dict()})
     for name, file in files.items():
         row = json.loads(file.read_text())
         config = ovq.PriorConfig.from_dict(row["config"])
-        asked = dataclasses.replace(chosen[name], epochs=config.epochs)
-        if config != asked:
-            parser.error(f"{file} is of another configuration ({config.differences(asked)}): remove it")
-        prior = ovq.fit_or_load(ROOT / "build" / "benchmarks" / file.stem, config, index, vqvae=vqvae)
-        bits, accuracy = code_scores(prior, codes["validate"])
-        history = ovq.read_history(prior.folder)
-        quality = ovq.evaluate_samples(prior, vqvae, asked_of)
-        sixteen = ovq.plot_slices(vqvae.decode(ovq.sample_codes(prior, 16, seed=0)))
-        ovq.save_figure(sixteen, "sixteen", folder=prior.folder)
-        row |= {
-            "brain_ssim": reconstruction["brain_ssim"],
-            "samples": {name: value for name, value in quality.items() if name != "distances"},
-            "validate_bits_per_code": float(bits.mean()),
-            "validate_accuracy": float(accuracy.mean()),
-            "baselines": baselines,
-            "best_epoch": int(history["val_bits_per_code"].argmin()) + 1,
-            "train_bits_per_code": float(history["bits_per_code"][history["val_bits_per_code"].argmin()]),
-            "num_parameters": prior.count_params(),
-            "training_seconds": float(history["seconds"].sum()),
-        }
-        write_json(file, row)
+        if not arguments.prior:
+            if differs := config.differences(dataclasses.replace(chosen[name], epochs=config.epochs)):
+                parser.error(f"{file} is of another configuration ({differs}): remove it")
+            folder = ROOT / "build" / "benchmarks" / file.stem
+            prior = ovq.fit_or_load(folder, config, index, vqvae=vqvae)
+            sixteen = ovq.plot_slices(vqvae.decode(ovq.sample_codes(prior, 16, seed=0)))
+            ovq.save_figure(sixteen, "sixteen", folder=folder)
+        row = scores(prior, vqvae, index) | {"samples": {}} | row
         print(f"{name}: {row['validate_bits_per_code']:.3f} bits per code", flush=True)
+        for temperature in arguments.temperatures:
+            if f"{temperature:g}" not in row["samples"]:
+                quality = ovq.evaluate_samples(prior, vqvae, without_test(index), temperature=temperature)
+                row["samples"][f"{temperature:g}"] = {key: quality[key] for key in quality if key != "distances"}
+                write_json(file, row)
     summarise()
 
 
@@ -126,13 +151,17 @@ def summarise() -> None:
     rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
     rows = [row for row in rows if "validate_bits_per_code" in row]
     table = []
-    for row in sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"])):
+    rows = sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"]))
+    drawn = [(row, temperature) for row in rows for temperature in sorted(row["samples"])]
+    for row, temperature in drawn:
         bits, positions = row["validate_bits_per_code"], math.prod(row["config"]["grid_shape"])
-        samples, ceiling = row["samples"], row["samples"]["ceiling"]
+        samples = row["samples"][temperature]
+        ceiling = samples["ceiling"]
         table.append({
             "codes of": row["vqvae"],
             "their brain_ssim": f"{row['brain_ssim']:.3f}",
             "prior": row["name"],
+            "temperature": temperature,
             "minutes": f"{row['training_seconds'] / 60:.0f}",
             "weights": f"{row['num_parameters']:,}",
             "bits per code": f"{bits:.3f}",
