@@ -1,4 +1,4 @@
-"""The benchmark of the quantizers times the same thing, and the table of reproductions says what was found."""
+"""The benchmarks time the same thing and ask no test people, and the table of reproductions says what was found."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 import oasis_vq as ovq
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import generation
 import quantizer as benchmark
 import reproduce
 
@@ -24,6 +25,13 @@ def test_gradients_equal_those_of_the_one_hot_formulation():
     benchmark.check_equal(ours, theirs)
     with pytest.raises(AssertionError):
         benchmark.check_equal([ours[0], 1.001 * ours[1]], theirs)
+
+
+def test_samples_are_compared_without_test_people(index):
+    asked = generation.without_test(index)
+    halves = [set(part.subject) for part in (asked.test, asked.validate)]
+    assert all(halves) and not halves[0] & halves[1]
+    assert halves[0] | halves[1] == set(index.validate.subject) and not halves[0] & set(index.test.subject)
 
 
 @pytest.fixture
