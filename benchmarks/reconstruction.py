@@ -43,11 +43,15 @@ def images_per_second(configs: dict[str, ovq.VQVAEConfig], images: np.ndarray) -
 
 
 def images_rate(config: ovq.VQVAEConfig, images: np.ndarray, *, num: int = 320) -> Callable[[], float]:
-    """Return a function that trains a network on about so many images and returns how many it took a second."""
+    """Return a function that trains a network on images and returns how many it took a second.
+
+    Args:
+        num: images of 128x128 that have about as many pixels as those of a measurement.
+    """
     model = ovq.VQVAE(config)
     model.compile(optimizer="adam")
     batch = np.resize(images, (config.batch_size, *images.shape[1:]))
-    return training_rate(model, batch, steps=max(1, num // len(batch)))
+    return training_rate(model, batch, steps=max(1, round(num * (128 / config.image_size) ** 2 / len(batch))))
 
 
 def row_file(arguments: argparse.Namespace, name: str) -> Path:
