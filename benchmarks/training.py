@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from turns import Result, in_turns, judged, serve, training_rate, worker
@@ -76,6 +77,7 @@ def tensorflow_measures() -> dict[str, Callable[[], float]]:
     import keras
     import tensorflow as tf
 
+    from oasis_vq.causal import GatedBlock
     from oasis_vq.training import build_optimizer
     from oasis_vq.vqvae import build_decoder, build_encoder, pixel_loss
 
@@ -148,18 +150,25 @@ def tensorflow_measures() -> dict[str, Callable[[], float]]:
         def call(self, x):
             return tf.nn.conv2d(x, self.kernel * self.mask, strides=1, padding="SAME") + self.bias
 
+    class MaskedGatedBlock(GatedBlock):
+        """The same block, with such windows if it is the first."""
+
+        def __init__(self, num_channels, kernel_size, **kwargs):
+            super().__init__(num_channels, kernel_size, **kwargs)
+            if self.first:
+                side, before = kernel_size, kernel_size // 2
+                self.vertical = WholeWindow(2 * num_channels, (side, side), before * side)
+                self.horizontal = WholeWindow(2 * num_channels, (1, side), before)
+
     class MaskedOneHotPixelCNN(OneHotPixelCNN):
         """The same with windows in its first layer as published systems have them: whole, times a mask."""
 
         def _build_layers(self):
-            super()._build_layers()
-            side, filters = self.config.first_kernel_size, self.config.num_channels
-            above, before = side // 2 * side, side // 2
+            with mock.patch("oasis_vq.pixelcnn.GatedBlock", MaskedGatedBlock):
+                super()._build_layers()
             if self.config.architecture == "residual":
-                self.first = WholeWindow(filters, (side, side), above + before)
-                return
-            for name, window, past in (("vertical", (side, side), above), ("horizontal", (1, side), before)):
-                setattr(self.blocks[0], name, WholeWindow(2 * filters, window, past))
+                side, before = self.config.first_kernel_size, self.config.first_kernel_size // 2
+                self.first = WholeWindow(self.config.num_channels, (side, side), before * side + before)
 
     measures = {name: measured_vqvae(model) for name, model in models.items()}
     for recipe in PRIORS:
