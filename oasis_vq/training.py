@@ -35,6 +35,9 @@ from oasis_vq.vqvae import VQVAE
 
 NUM_SHOWN = 8
 """Slices of validate in reconstructions.png."""
+SSIM_CLIP_NORM = 1.0
+"""Largest norm of a VQ-VAE's gradient with the SSIM in its loss. That is steep where an image is even: a few steps of
+ten times the usual norm left decoders black for good, as the learning rate came to its highest (seen twice)."""
 
 
 def fit_or_load(
@@ -289,13 +292,14 @@ def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.
         start = rising if warmup else {"initial_learning_rate": rate}
         rate = keras.optimizers.schedules.CosineDecay(decay_steps=num_steps - warmup, **start)
     if isinstance(config, VQVAEConfig):
-        return keras.optimizers.Adam(rate)
-    # An average over at most a tenth of the steps: it begins at the first weights, which must not last.
-    momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
-    average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
+        average, clip_norm = {}, SSIM_CLIP_NORM if config.ssim_weight else 0.0
+    else:
+        # An average over at most a tenth of the steps: it begins at the first weights, which must not last.
+        momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
+        average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
+        clip_norm = config.clip_norm
     # Keras limits the part of the gradient that comes from each device.
-    clip_norm = config.clip_norm / devices
-    return keras.optimizers.Adam(rate, global_clipnorm=clip_norm or None, **average)
+    return keras.optimizers.Adam(rate, global_clipnorm=clip_norm / devices or None, **average)
 
 
 def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:

@@ -22,7 +22,7 @@ from oasis_vq.__main__ import main
 from oasis_vq.codes import encode_slices, encode_views
 from oasis_vq.folders import load_model
 from oasis_vq.sampling import sample_conditions
-from oasis_vq.training import _train_vqvae, build_optimizer
+from oasis_vq.training import SSIM_CLIP_NORM, _train_vqvae, build_optimizer
 
 
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
@@ -136,6 +136,19 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert float(build_optimizer(short, 80)._learning_rate(25)) == pytest.approx(2e-3)  # a quarter of all steps at most
     constant = dataclasses.replace(config, cosine_decay=False)
     assert float(build_optimizer(constant, 80).learning_rate) == pytest.approx(2e-3)
+
+
+def test_gradient_is_limited_where_the_ssim_is_in_the_loss():
+    """With it, a few steep steps in a row could leave the decoder black for good."""
+    for ssim_weight, limit in ((0.0, None), (4.0, SSIM_CLIP_NORM)):
+        config = dataclasses.replace(VQVAE_CONFIG, ssim_weight=ssim_weight)
+        assert build_optimizer(config, 80).global_clipnorm == limit
+    weight, steep = tf.Variable([0.0, 0.0]), tf.constant([3e6, 4e6])
+    optimizer = build_optimizer(dataclasses.replace(config, warmup_steps=0), 80)
+    optimizer.build([weight])
+    optimizer.apply([steep])
+    momentum = next(value for value in optimizer.variables if "momentum" in value.path)
+    np.testing.assert_allclose(momentum, 0.1 * np.array([0.6, 0.8]) * SSIM_CLIP_NORM, rtol=1e-5)
 
 
 def test_training_of_an_earlier_version_goes_on(tmp_path, index, vqvae, models):
