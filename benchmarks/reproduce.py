@@ -436,17 +436,19 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
         ovq.plot_rate_distortion(points, baselines=lines, title=title), f"{out.name}_rate_distortion", folder=out.parent
     )
 
-    figure, axes = plt.subplots(len(found), 1, figsize=(9.9, 1.2 * len(found)), layout="constrained", squeeze=False)
+    headings = ["test slices", "reconstructions", *["samples"] * any("samples" in row for row in found.values())]
+    sides = (0.9 + 3 * len(headings), 1.2 * len(found))
+    figure, axes = plt.subplots(len(found), 1, figsize=sides, layout="constrained", squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0)
-    width = 3 * len(SHOWN) * size
+    width = len(headings) * len(SHOWN) * size
     for axis, name, strip in zip(axes.flat, found, strips, strict=True):
         axis.imshow(iio.imread(strip), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set(xlim=(0, width), xticks=[], yticks=[])
         axis.set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
         for spine in axis.spines.values():
             spine.set_visible(False)
-    for column, heading in enumerate(("test slices", "reconstructions", "samples")):
-        axes[0, 0].text((column + 0.5) * width / 3, -0.08 * size, heading, ha="center", fontsize=9)
+    for column, heading in enumerate(headings):
+        axes[0, 0].text((column + 0.5) * width / len(headings), -0.08 * size, heading, ha="center", fontsize=9)
     ovq.save_figure(figure, out.name, folder=out.parent)
     plt.close("all")
     return text
