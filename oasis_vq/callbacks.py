@@ -18,6 +18,8 @@ from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.sampling import sample_codes
 from oasis_vq.vqvae import VQVAE
 
+BEGIN_ANEW = "Begin anew (restart=True, --restart) with a lower learning rate, longer warm-up or another seed."
+
 
 class TrainingLog(keras.callbacks.Callback):
     """Shows a progress bar and, after each epoch, adds a line to history.csv and saves a checkpoint.
@@ -120,8 +122,7 @@ class FiniteLoss(keras.callbacks.Callback):
             kept = f"The checkpoint after epoch {self.epoch} stays" if self.epoch else "No epoch is done"
             raise FloatingPointError(
                 f"{self.folder.stem}: {faulty[0]} is {float(logs[faulty[0]])} {place} of epoch {self.epoch + 1}, at a "
-                f"learning rate of {rate:.3g}. {kept}; the same call would come to the same. Begin anew "
-                "(restart=True, --restart) with a lower learning rate, longer warm-up or another seed."
+                f"learning rate of {rate:.3g}. {kept}; the same call would come to the same. {BEGIN_ANEW}"
             )
 
 
@@ -199,8 +200,7 @@ class LivingDecoder(keras.callbacks.Callback):
             raise FloatingPointError(
                 f"{self.folder.stem}: the decoder draws the same for every slice in epoch {self.epoch + 1} "
                 f"({self.model.score} {score:.3g}, {best:.3g} before), and does not learn again from there. The "
-                f"checkpoint after epoch {self.epoch} stays; the same call would come to the same. Begin anew "
-                "(restart=True, --restart) with a lower learning rate, longer warm-up or another seed."
+                f"checkpoint after epoch {self.epoch} stays; the same call would come to the same. {BEGIN_ANEW}"
             )
 
 
