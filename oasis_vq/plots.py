@@ -245,26 +245,20 @@ def plot_rate_distortion(
         baselines: {name: brain_ssim} of what takes no bits, drawn as lines.
         title: over all.
     """
-    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
-    scores = [score for _, score in points.values()] + list((baselines or {}).values())
-    line = 0.035 * max(max(scores) - min(scores), 1e-3)  # height of a text
-    lowest = np.inf
-    for name, (bits, score) in sorted(points.items(), key=lambda item: -item[1][1]):
-        axis.scatter(bits, score, s=40, zorder=3, color="C0", edgecolor="white")
-        lowest = min(score, lowest - line)  # texts of neighbours stand below each other
-        leader = {"arrowstyle": "-", "lw": 0.5, "color": "0.6"}
-        axis.annotate(f"{name}: {score:.3f}", (bits, score), (1.12 * bits, lowest), va="center", fontsize=8,
-                      arrowprops=leader)  # fmt: skip
+    figure, axis = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    colours = plt.colormaps["tab10"].colors
+    for number, (name, (bits, score)) in enumerate(sorted(points.items(), key=lambda item: -item[1][1])):
+        # Hollow, and each of another shape and colour: of two in one place both are seen.
+        axis.plot(bits, score, "osD^v"[number % 5], color=colours[number % 9], markersize=6 + number % 3, mew=1.5,
+                  fillstyle="none", ls="", label=f"{score:.3f}  {name}")  # fmt: skip
     for name, score in (baselines or {}).items():
-        axis.axhline(score, color="0.6", ls=":", lw=1)
-        axis.annotate(name, (0.01, score), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      fontsize=8, color="0.4")  # fmt: skip
+        axis.axhline(score, color="0.6", ls=":", lw=1, label=f"{score:.3f}  {name}")
     bits = [bits for bits, _ in points.values()]
-    axis.set(xscale="log", xlabel="bits an image", ylabel="brain_ssim", xlim=(min(bits) / 1.5, max(bits) * 5))
-    ticks = [step * 10**power for power in range(8) for step in (1, 2, 5)]
-    ticks = [tick for tick in ticks if min(bits) / 1.5 <= tick <= max(bits) * 5]
+    low, high = min(bits) / 1.5, max(bits) * 1.5
+    ticks = [step * 10**power for power in range(8) for step in (1, 2, 5) if low <= step * 10**power <= high]
+    axis.set(xscale="log", xlabel="bits an image", ylabel="brain_ssim", xlim=(low, high))
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
-    axis.set_ylim(min(*scores, lowest) - line, max(scores) + line)
     axis.set_title(title or "")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     return figure

@@ -112,3 +112,14 @@ def test_film_has_every_frame_and_the_same_bytes_again(tmp_path):
     assert first == ovq.save_film(images, "film", folder=tmp_path) == (tmp_path / "film.gif").read_bytes()
     frames = iio.imread(first, extension=".gif", index=None)
     np.testing.assert_allclose(frames.mean(axis=-1), 255 * images[..., 0], atol=1)
+
+
+def test_a_rate_distortion_figure_names_all_points_and_its_texts_stay_inside():
+    points = {f"a system with rather a long name, {number}": (10.0**number, 0.9) for number in (3, 4, 5)}
+    figure = ovq.plot_rate_distortion(points, baselines={"mean slice": 0.4})
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text().split("  ")[1] for text in legend.get_texts()] == [*points, "mean slice"]
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert box.x0 >= figure.axes[0].get_window_extent().x1  # not over the points
