@@ -64,6 +64,9 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
         assert (
             said in text and "Made-up people." in text and f"--out {name}\n" in text and "Not for clinical use" in text
         )
+        # The command that a card gives is the one that was given: it trains the same configuration.
+        own = next(line.split() for line in text.splitlines() if line.startswith("python -m oasis_vq train"))
+        assert own[own.index("--epochs") + 1] == "2" and ("--image-size" in own) == (name == "v")
     words = ("train-vqvae", "--data", "slices", "--recipe", "keras_io", "--image-size", 32, "--epochs", 3, "--out", "v")
     capsys.readouterr()
     assert "epochs: 2, not 3" in fails(capsys, *words)

@@ -8,18 +8,31 @@ import argparse
 import json
 from pathlib import Path
 
+from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.folders import read_history, read_record, vqvae_folder
+from oasis_vq.recipes import recipe
 from oasis_vq.reports import report_texts
 
 COMMANDS = {
-    "VQVAE": "python -m oasis_vq train-vqvae --data {data} --recipe {recipe} --out {folder}",
-    "PixelCNN": "python -m oasis_vq train-prior --data {data} --vqvae {vqvae} --out {folder}",
+    "VQVAE": "train-vqvae --data {data} --recipe {recipe}{options} --out {folder}",
+    "PixelCNN": "train-prior --data {data} --vqvae {vqvae} --recipe {recipe}{options} --out {folder}",
 }
+FROM_DATA = ("grid_shape", "num_embeddings", "first_slice", "num_slices", "num_labels")
+"""Fields of a prior that come from the slices and from the VQ-VAE."""
 WHAT = {
     "VQVAE": "VQ-VAE: slices to grids of codes and back. `ovq.load_vqvae({name!r})` loads it.",
     "PixelCNN": "PixelCNN prior over the codes of [{vqvae.name}](../{vqvae.name}): new grids of codes, conditional on "
     "slice position. `python -m oasis_vq generate --prior {folder} --out new_brains` draws brains.",
 }
+
+
+def options(kind: str, values: dict) -> str:
+    """Return what the command says beyond the recipe, so that it trains this configuration."""
+    made = recipe(values["recipe"])
+    own, plain = (VQVAEConfig, made.vqvae) if kind == "VQVAE" else (PriorConfig, made.prior)
+    found, usual = own.from_dict(values).to_dict(), plain.to_dict()
+    changed = [name for name in found if found[name] != usual[name] and name not in FROM_DATA]
+    return "".join(f" --{name.replace('_', '-')}" + f" {found[name]}" * (found[name] is not True) for name in changed)
 
 
 def card(folder: Path, data: str, machine: str) -> str:
@@ -31,7 +44,7 @@ def card(folder: Path, data: str, machine: str) -> str:
         "data": f"data/{record['data']['name']}", "vqvae": vqvae_folder(folder) if kind == "PixelCNN" else None,
     }  # fmt: skip
     scores, *samples = report_texts(metrics)
-    command = COMMANDS[kind].format(**names)
+    command = COMMANDS[kind].format(**names, options=options(kind, config))
     parts = [
         f"# {folder.name}",
         WHAT[kind].format(**names),
@@ -41,7 +54,7 @@ def card(folder: Path, data: str, machine: str) -> str:
         "the epoch was chosen on validation people; test people were scored at the end.",
         f"**Training.** Recipe `{config['recipe']}`, seed {config['seed']}, "
         f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. Made by",
-        f"```\n{command}\npython -m oasis_vq evaluate {folder.as_posix()} --data {names['data']}\n```",
+        f"```\npython -m oasis_vq {command}\npython -m oasis_vq evaluate {folder.as_posix()} --data {names['data']}\n```",
         "**Scores on the test split** (95 % bootstrap intervals over people where there are any):",
         f"```\n{scores}\n```",
     ]
