@@ -54,7 +54,7 @@ def card(folder: Path, data: str, machine: str) -> str:
         "the epoch was chosen on validation people; test people were scored at the end.",
         f"**Training.** Recipe `{config['recipe']}`, seed {config['seed']}, "
         f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. Made by",
-        f"```\npython -m oasis_vq {command}\npython -m oasis_vq evaluate {folder.as_posix()} --data {names['data']}\n```",
+        f"```\npython -m oasis_vq {command}\npython -m oasis_vq evaluate {names['folder']} --data {names['data']}\n```",
         "**Scores on the test split** (95 % bootstrap intervals over people where there are any):",
         f"```\n{scores}\n```",
     ]
