@@ -106,15 +106,15 @@ class MaskedConv2D(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("oasis_vq")
 class ResidualBlock(keras.layers.Layer):
-    """ReLU, 1x1 to half the channels, ReLU, masked convolution of type B, ReLU, 1x1 back, and the skip.
+    """1x1, masked convolution of type B to half the channels, 1x1 back, a ReLU after each, and the skip.
 
-    A condition is added before the masked convolution's ReLU.
+    As in the keras.io PixelCNN example, whose first 1x1 keeps all channels; a condition is added before its ReLU.
 
     Args:
         num_channels: channels of input and output.
         kernel_size: side of the masked convolution.
         conditioned: whether there is a condition to add.
-        dropout: share of the inner channels dropped while training.
+        dropout: share of the masked convolution's channels dropped while training.
 
     Source: van den Oord et al. 2016a, figure 5.
     """
@@ -127,24 +127,21 @@ class ResidualBlock(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.conditioned = conditioned
         self.dropout_rate = dropout
-        half = max(1, num_channels // 2)
-        self.narrow = keras.layers.Dense(half)
-        self.condition = keras.layers.Dense(half, use_bias=False) if conditioned else None
-        self.masked = MaskedConv2D(half, kernel_size, mask_type="B")
+        self.before = keras.layers.Dense(num_channels)
+        self.condition = keras.layers.Dense(num_channels, use_bias=False) if conditioned else None
+        self.masked = MaskedConv2D(max(1, num_channels // 2), kernel_size, mask_type="B")
         self.dropout = keras.layers.Dropout(dropout)
-        self.widen = keras.layers.Dense(num_channels)
+        self.after = keras.layers.Dense(num_channels)
 
     def get_config(self) -> dict:
         own = {name: getattr(self, name) for name in ("num_channels", "kernel_size", "conditioned")}
         return {**super().get_config(), **own, "dropout": self.dropout_rate}
 
     def build(self, input_shape) -> None:
-        half = (*input_shape[:-1], max(1, self.num_channels // 2))
-        self.narrow.build(input_shape)
-        if self.conditioned:
-            self.condition.build(input_shape)
-        self.masked.build(half)
-        self.widen.build(half)
+        for layer in (self.before, self.condition, self.masked):
+            if layer is not None:
+                layer.build(input_shape)
+        self.after.build((*input_shape[:-1], self.masked.filters))
 
     def call(
         self,
@@ -154,12 +151,12 @@ class ResidualBlock(keras.layers.Layer):
         training: bool = False,
     ) -> tf.Tensor:
         """Transform (b, h, w, channels) under a condition that broadcasts to it; `apply` as in `PixelCNN.network`."""
-        hidden = self.narrow(tf.nn.relu(x))
+        hidden = self.before(x)
         if self.conditioned:
             hidden += self.condition(condition)
         hidden = apply(self.masked, tf.nn.relu(hidden))
         hidden = self.dropout(tf.nn.relu(hidden), training=training)
-        return x + self.widen(hidden)
+        return x + tf.nn.relu(self.after(hidden))
 
 
 @keras.saving.register_keras_serializable("oasis_vq")

@@ -244,7 +244,7 @@ class PriorConfig(Config):
     embedding_dim: int = 64
     """Length of the learned vector that stands for a code at the input."""
     num_channels: int = 128
-    """Channels of the stacks; blocks of the residual one use half of them inside."""
+    """Channels of the stacks; masked convolutions in blocks of the residual one have half as many."""
     first_kernel_size: int = 7
     """Side of the first convolution, which leaves out the own position; odd."""
     kernel_size: int = 5

@@ -216,7 +216,7 @@ class PixelCNN(keras.Model):
         gated = self.config.architecture == "gated"
         x = embedded
         if not gated:
-            x = apply(self.first, x) + tf.cast(position, self.compute_dtype) + condition
+            x = tf.nn.relu(apply(self.first, x) + tf.cast(position, self.compute_dtype) + condition)
         skips = 0
         for number, block in enumerate(self.blocks):
             if number in self.attention:

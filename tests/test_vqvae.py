@@ -145,12 +145,13 @@ def test_published_priors_have_their_layers():
     for name in ("bce_search", "batchnorm_tanh", "deep_residual"):
         prior = ovq.PixelCNN(dataclasses.replace(ovq.recipe(name).prior, grid_shape=(8, 8)))
         first = (prior.first.mask_type, prior.first.kernel_size, prior.first.filters)
-        blocks = [(block.narrow.units, block.masked.kernel_size, block.widen.units) for block in prior.blocks]
+        blocks = [(block.before.units, block.masked.kernel_size, block.masked.filters, block.after.units)
+                  for block in prior.blocks]  # fmt: skip
         shapes[name] = first, blocks, [layer.units for layer in prior.head], prior.to_logits.units
     assert shapes == {
         "bce_search": (("A", 7, 128), [], [], 10),
-        "batchnorm_tanh": (("A", 9, 256), [(128, 3, 256)] * 2, [256] * 2, 64),
-        "deep_residual": (("A", 7, 128), [(64, 3, 128)] * 16, [128] * 16, 512),
+        "batchnorm_tanh": (("A", 9, 256), [(256, 3, 128, 256)] * 2, [256] * 2, 64),
+        "deep_residual": (("A", 7, 128), [(128, 3, 64, 128)] * 16, [128] * 16, 512),
     }
 
 
