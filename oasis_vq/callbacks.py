@@ -262,32 +262,37 @@ class ReconstructionGrid(_Picture):
 class SampleGrid(_Picture):
     """Draws samples of a prior, codes over brains, after each validation: with the weights that were validated.
 
-    The samples of every epoch have the same seed. Above 64x64 codes, where they would take minutes, there are none.
+    The samples of every epoch have the same seed. Those after epochs 1, 2, 4, 8 and so on stay, beside the latest.
 
     Args:
         vqvae: decodes the samples.
         file: the PNG; each epoch replaces it. None for none.
-        num: samples; where the prior is conditioned on slice position, they are spread over the positions.
+        num: samples, two above 64x64 codes, where they take seconds; where the prior is conditioned on slice position,
+            they are spread over the positions.
     """
 
     def __init__(self, vqvae: VQVAE, file: str | Path | None = None, *, num: int = 8):
         super().__init__(file)
         self.vqvae = vqvae
         self.num = num
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.epoch = epoch + 1
 
     def on_test_end(self, logs=None) -> None:
         self.draw(self.model)
+        if self.file is not None and self.epoch.bit_count() == 1:  # a power of two
+            write_whole(self.file.with_stem(f"{self.file.stem}_epoch_{self.epoch:03d}"), self.file.read_bytes())
 
     def draw(self, model: PixelCNN) -> None:
         """Draw now."""
         config = model.config
-        if math.prod(config.grid_shape) > 64**2:
-            return
-        positions = None
+        num, positions = self.num if math.prod(config.grid_shape) <= 64**2 else min(self.num, 2), None
         if config.num_slices:
-            spread = np.linspace(0, config.num_slices - 1, self.num + 2)[1:-1]  # the ends show little brain
+            spread = np.linspace(0, config.num_slices - 1, num + 2)[1:-1]  # the ends show little brain
             positions = config.first_slice + spread.round().astype(int)
-        codes = sample_codes(model, self.num, seed=0, slice_index=positions)
+        codes = sample_codes(model, num, seed=0, slice_index=positions)
         brains = self.vqvae.decode(codes)
         colours = np.random.default_rng(0).uniform(0.2, 1.0, (config.num_embeddings, 3))
         scale = brains.shape[1] // codes.shape[1]

@@ -19,6 +19,7 @@ from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
 from oasis_vq.__main__ import main
+from oasis_vq.callbacks import SampleGrid
 from oasis_vq.codes import encode_slices, encode_views
 from oasis_vq.folders import load_model
 from oasis_vq.sampling import sample_conditions
@@ -28,7 +29,8 @@ from oasis_vq.training import SSIM_CLIP_NORM, _train_vqvae, build_optimizer
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
     for name in ("small", "small-prior"):
         files = {path.name for path in (models / name).iterdir()} - {"tensorboard"}
-        shown = {"reconstructions.png" if name == "small" else "samples.png"}
+        epochs = {f"samples_epoch_{epoch:03d}.png" for epoch in (1, 2, 4, 8, 16)}
+        shown = {"reconstructions.png"} if name == "small" else {"samples.png"} | epochs
         assert files == {"model.keras", "config.json", "metrics.json", "history.csv", "log.txt"} | shown
         assert not (models / f"{name}.partial").exists()
         metrics = json.loads((models / name / "metrics.json").read_text())
@@ -60,6 +62,14 @@ def test_pictures_of_a_prior_show_codes_over_samples(models, vqvae, prior):
     np.testing.assert_allclose(grid[32:, :, 0] / 255, brains, atol=0.003)
     cells = np.concatenate(list(codes), axis=1)
     assert len(np.unique(grid[:32:4, ::4].reshape(-1, 3), axis=0)) == len(np.unique(cells))
+
+
+def test_wide_grids_are_drawn_too_but_fewer(tmp_path):
+    vqvae = ovq.VQVAE(ovq.VQVAEConfig(image_size=66, downsampling=1, width=4, num_embeddings=4, num_residual_blocks=0))
+    layers = {"architecture": "residual", "num_channels": 4, "num_residual_blocks": 0, "num_slices": 0}
+    prior = ovq.PixelCNN(ovq.PriorConfig(grid_shape=(66, 66), num_embeddings=4, embedding_dim=2, **layers))
+    SampleGrid(vqvae, tmp_path / "samples.png").draw(prior)
+    assert iio.imread(tmp_path / "samples.png").shape == (2 * 66, 2 * 66, 3)
 
 
 class Spoil(keras.callbacks.Callback):
