@@ -10,12 +10,15 @@ First of all the rates of all networks are measured, in turns, on a quiet machin
 network gets the passes over the slices that fit into the time, at most those of its report; where the time would end
 within a pass, some people are left out. Then come all VQ-VAEs and after them all priors; the row of a system, a file in
 OUT, is written as soon as there is something to say. What is in it is not trained again, and a training that was
-interrupted goes on. To begin anew, remove OUT and build/reproduction.
-OUT.md, OUT.tex and OUT.pdf show all rows, OUT_rate_distortion.pdf brain_ssim against bits; loss curves and
-reconstructions with code maps are in build/reproduction.
+interrupted goes on. A training that fails leaves a row that says why, and the others go on. To begin anew, remove OUT
+and build/reproduction.
+OUT is figures/reproduction as long as what is asked for is the table that is there, and for other data or minutes
+build/figures/reproduction_DATA. OUT.md, OUT.tex and OUT.pdf show all rows, OUT_rate_distortion.pdf brain_ssim against
+bits; loss curves and reconstructions with code maps are in build/reproduction.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,6 +26,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -33,7 +37,7 @@ from reconstruction import images_rate
 from turns import in_turns
 
 import oasis_vq as ovq
-from oasis_vq.config import ROOT
+from oasis_vq.config import ROOT, Paths
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import escaped, latex_table, markdown_table
@@ -175,6 +179,11 @@ class Row:
         write_whole(self.strip, iio.imwrite("<bytes>", np.round(strip * 255).astype(np.uint8), extension=".png"))
 
     @property
+    def failure(self) -> str:
+        """Why a training of this row came to nothing, or ''."""
+        return self.values.get("failure", "")
+
+    @property
     def has_reconstruction(self) -> bool:
         """Whether the VQ-VAE has been scored and pictured."""
         return "reconstruction" in self.values and self.strip.exists()
@@ -223,6 +232,16 @@ def train(row: Row, plan: dict, part: str, index: ovq.SliceIndex, vqvae: ovq.VQV
     ovq.save_figure(ovq.plot_history(history, names), part, folder=row.models)
     plt.close("all")
     return model
+
+
+@contextlib.contextmanager
+def failing_alone(row: Row) -> Iterator[None]:
+    """Keep in a row why its training came to nothing, so that the other systems get their turn."""
+    try:
+        yield
+    except FloatingPointError as error:
+        print(error, flush=True)
+        row.add(failure=str(error))
 
 
 def fill_reconstruction(row: Row, plan: dict, index: ovq.SliceIndex, device: str) -> None:
@@ -284,7 +303,8 @@ def number(value: float | None, form: str) -> str:
 
 def between(samples: dict, score: str) -> str:
     """Return a score of samples with those of the ceiling and the floor."""
-    own, ceiling, floor = (number(part[score], ".2f") for part in (samples, samples["ceiling"], samples["floor"]))
+    form = ".0f" if score == "frechet_distance" else ".2f"
+    own, ceiling, floor = (number(part[score], form) for part in (samples, samples["ceiling"], samples["floor"]))
     void = score == "classifier_accuracy" and not is_valid(samples)
     return f"{own} ({ceiling}, {floor})" + ", void" * void
 
@@ -341,6 +361,7 @@ def prior_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[
         "accuracy in validation, test": f"{report['validate_accuracy']:.2f}, {report['accuracy']:.2f}",
         "classifier (ceiling, floor)": between(row["samples"], "classifier_accuracy"),
         "coverage (ceiling, floor)": between(row["samples"], "coverage"),
+        "Fréchet distance (ceiling, floor)": between(row["samples"], "frechet_distance"),
         "16 samples": f"{row['sampling_seconds']:.1f} s",
     }
 
@@ -348,7 +369,8 @@ def prior_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[
 def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> list[str]:
     """Return a sentence for each system: whether it beats the baselines, and which of ours is to be held against it.
 
-    That is the one with the most bits among those that take no more bits and no more time, two percent aside.
+    That is the one with the most bits among those that take no more bits and no more time, two percent aside, and have
+    a prior if the other has.
     """
     sentences = []
     for name, row in found.items():
@@ -367,38 +389,46 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
 
 def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: dict) -> str:
     """Return what one of ours does with no more bits and time than a published system."""
-    theirs, systems_of = found[name], plan["systems"]
+    theirs, parts = found[name], ("vqvae", "prior") if "samples" in found[name] else ("vqvae",)
+    seconds = {own: [plan["systems"][own].get(part, {}).get("seconds", math.inf) for part in parts] for own in chosen}
     fair = [
         own
         for own in chosen
         if own.startswith("ours")
         and chosen[own].vqvae.bits_per_image <= chosen[name].vqvae.bits_per_image
-        and systems_of[own]["vqvae"]["seconds"] <= 1.02 * systems_of[name]["vqvae"]["seconds"]
+        and all(mine <= 1.02 * other for mine, other in zip(seconds[own], seconds[name], strict=True))
     ]
     if not fair:
         return "none of ours takes as few bits in as little time"
     best = max(fair, key=lambda own: chosen[own].vqvae.bits_per_image)
-    if best not in found:
+    if best not in found or not set(theirs) <= set(found[best]):
         return f"'{best}', which is to be held against it, is not trained yet"
-    own = found[best]
-    score, bits = own["reconstruction"]["brain_ssim"], own["reconstruction"]["bits_per_image"]
+    score, bits = (found[best]["reconstruction"][name] for name in ("brain_ssim", "bits_per_image"))
     better = "is beaten by" if score > theirs["reconstruction"]["brain_ssim"] else "is NOT beaten by"
     text = f"{better} '{best}' ({score:.3f} with {bits:,.0f} bits)"
-    rivals = [other for other in fair if "samples" in found.get(other, {})]
-    if "samples" in theirs and rivals:
-        rival = max(rivals, key=lambda own: chosen[own].vqvae.bits_per_image)
-        pair = [found[which]["samples"] for which in (name, rival)]
-        accuracies = [number(samples["classifier_accuracy"], ".2f") for samples in pair]
-        void = "" if all(map(is_valid, pair)) else ", of which one is void"
-        text += f"; its samples are told with {accuracies[0]}, those of '{rival}' with {accuracies[1]}{void}"
-    return text
+    return text + (f"; {samples_answer(theirs['samples'], found[best]['samples'])}" if "samples" in theirs else "")
+
+
+def samples_answer(theirs: dict, ours: dict) -> str:
+    """Return whose samples are better: nearer to reconstructions of test slices, and covering more of them."""
+    distances, coverages = ([part[key] or 0.0 for part in (theirs, ours)] for key in ("frechet_distance", "coverage"))
+    beaten = distances[1] < distances[0] and coverages[1] > coverages[0]
+    told = [number(part["classifier_accuracy"], ".2f") for part in (theirs, ours)]
+    void = sum(not is_valid(part) for part in (theirs, ours))
+    return (
+        f"its samples are {'beaten' if beaten else 'NOT beaten'}: Fréchet distance {distances[0]:.0f}, of ours "
+        f"{distances[1]:.0f}; coverage {coverages[0]:.2f} and {coverages[1]:.2f}; told with {told[0]} and {told[1]}"
+        + ("", ", of which one is void", ", both void")[void]
+    )
 
 
 def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int) -> str:
     """Write the tables and the figures of what there is, and return the tables."""
-    found, strips = {}, []
+    found, strips, failures = {}, [], []
     for name in chosen:
         row = Row(out, name)
+        if row.failure:
+            failures.append(f"{name}: a training came to nothing. {row.failure}")
         if row.has_reconstruction:
             found[name] = row.values
             strips.append(row.strip)
@@ -419,7 +449,7 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
         for make, part in ((reconstruction_cells, "reconstruction"), (prior_cells, "samples"))
     ]
     tables = [rows for rows in cells if rows]
-    told = verdicts(found, chosen, plan)
+    told = verdicts(found, chosen, plan) + failures
     told += [f"{name}: here the same as {other}." for name in found if (other := twin(name, plan))]
     text = "\n".join([intro, "", *map(markdown_table, tables), *(f"- {sentence}" for sentence in told), ""])
     write_whole(out.with_suffix(".md"), text.encode())
@@ -454,6 +484,19 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
     return text
 
 
+def default_out(chosen: dict[str, System], index: ovq.SliceIndex, minutes: float, *, quick: bool) -> Path:
+    """Return where the rows go if nobody says so: not into a table of something else."""
+    if quick:
+        return ROOT / "build" / "reproduction_quick"
+    out = ROOT / "figures" / "reproduction"
+    plan = out / "plan.json"
+    if plan.exists() and (differs := disagreement(json.loads(plan.read_text()), chosen, index, minutes)):
+        other = Paths().figures / f"reproduction_{index.train.root.name}"
+        print(f"The table in {out} is of something else ({differs}): this one is {other}.md", flush=True)
+        return other
+    return out
+
+
 def main() -> None:
     """Plan, train, score, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -463,11 +506,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of training for each network: 8, or 0.1 in the quick profile")
     parser.add_argument("--only", action="append", help="a system; may be given several times")
     parser.add_argument("--without-priors", action="store_true", help="reconstructions alone")
-    parser.add_argument("--out", type=Path, help="folder of the rows: figures/reproduction, or below build")
+    parser.add_argument("--out", type=Path, help="folder of the rows: figures/reproduction, or below build; see above")
     arguments = parser.parse_args()
     quick = arguments.profile == "quick"
     size, minutes = arguments.image_size or (64 if quick else 128), arguments.minutes or (0.1 if quick else 8.0)
-    out = arguments.out or (ROOT / "build" / "reproduction_quick" if quick else ROOT / "figures" / "reproduction")
     chosen = systems(size, profile=arguments.profile, with_priors=not arguments.without_priors)
     wanted = arguments.only or list(chosen)
     if unknown := sorted(set(wanted) - set(chosen)):
@@ -476,6 +518,7 @@ def main() -> None:
     os.environ["OASIS_VQ_PROFILE"] = arguments.profile
     device = start_tensorflow()
     index = ovq.find_slices(arguments.data) if arguments.data else ovq.find_or_make_slices(max(size, 128))
+    out = arguments.out or default_out(chosen, index, minutes, quick=quick)
     out.mkdir(parents=True, exist_ok=True)
     file, all_people = out / "plan.json", index.train.num_subjects
     if not file.exists():
@@ -489,15 +532,17 @@ def main() -> None:
     wanted = [name for name in chosen if name in wanted]  # in their order: a twin comes after the other
     for name in wanted:
         row = Row(out, name)
-        if not row.has_reconstruction and not is_copied(row, out, plan, "has_reconstruction"):
+        if not row.failure and not row.has_reconstruction and not is_copied(row, out, plan, "has_reconstruction"):
             print(name, flush=True)
-            fill_reconstruction(row, plan["systems"][name], index, device)
+            with failing_alone(row):
+                fill_reconstruction(row, plan["systems"][name], index, device)
             summarise(out, chosen, plan, all_people)
     for name in [name for name in wanted if "prior" in plan["systems"][name]]:
         row = Row(out, name)
-        if not row.has_prior and not is_copied(row, out, plan, "has_prior"):
+        if not row.failure and not row.has_prior and not is_copied(row, out, plan, "has_prior"):
             print(f"{name}, prior", flush=True)
-            fill_prior(row, plan["systems"][name], index, device, num_samples=64 if quick else 512)
+            with failing_alone(row):
+                fill_prior(row, plan["systems"][name], index, device, num_samples=64 if quick else 512)
             summarise(out, chosen, plan, all_people)
     print(summarise(out, chosen, plan, all_people))
 

@@ -54,9 +54,9 @@ def a_row(name, score, accuracy=None, ceiling=0.5):
     row = {"name": name, "trainings": dict.fromkeys(("vqvae", "under_prior", "prior"), training)}
     row["reconstruction"] = {**scores, "baselines": baselines, "intervals": {"brain_ssim": [0.1, None]}}
     if accuracy is not None:
-        part = {"classifier_accuracy": 0.97, "coverage": 0.2}
-        row["samples"] = {"classifier_accuracy": accuracy, "coverage": None, "floor": part}
-        row["samples"]["ceiling"] = {"classifier_accuracy": ceiling, "coverage": 0.9}
+        part = {"classifier_accuracy": 0.97, "coverage": 0.2, "frechet_distance": 20.0}
+        row["samples"] = {"classifier_accuracy": accuracy, "coverage": None, "frechet_distance": 100 * accuracy}
+        row["samples"] |= {"floor": part, "ceiling": part | {"classifier_accuracy": ceiling, "coverage": 0.9}}
         bits = {"bits_per_code": 2.0, "bits_per_image": 512.0, "validate_accuracy": 0.4, "accuracy": 0.5}
         row |= {"prior": {**bits, "baselines": {"per_position": 4.0}}, "sampling_seconds": 0.5}
     return row
@@ -118,7 +118,7 @@ class TestReproduction:
             "mean slice: ssim 0.800, brain_ssim 0.400",
             "batchnorm_tanh: does NOT beat the mean slice (2 epochs, 50% of its codes in use); 'ours, 4x, 64 codes', ",
             "which is to be held against it, is not trained yet", "0.300 (0.100--)",
-            "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 0.5 s |",
+            "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 80 (20, 20) | 0.5 s |",
         ):  # fmt: skip
             assert said in text, said
         assert "bce_search" not in text and r"batchnorm\_tanh" in tex and r"\item" in tex and " brain_ssim" not in tex
@@ -131,7 +131,45 @@ class TestReproduction:
         assert (
             "adni_compact: beats the baselines; is beaten by 'ours, 4x, 64 codes' (0.700 with 1,000 bits); its" in text
         )
-        assert "samples are told with 0.99, those of 'ours, 4x, 64 codes' with 0.90, of which one is void." in text
+        assert "samples are NOT beaten: Fréchet distance 99, of ours 90; coverage 0.00 and 0.00; told" in text
+        assert "told with 0.99 and 0.90, of which one is void." in text
+        better, worse = ({**a_row("a", 0.5, accuracy)["samples"], "coverage": 1 - accuracy} for accuracy in (0.6, 0.9))
+        assert "are beaten: Fréchet distance 90, of ours 60; coverage 0.10" in reproduce.samples_answer(worse, better)
+        assert "NOT beaten" in reproduce.samples_answer(better, worse)
+
+    def test_a_training_that_fails_leaves_the_others_their_turn(self, tmp_path, index, no_measuring, monkeypatch):
+        monkeypatch.setattr(reproduce, "MODELS", tmp_path / "models")
+        filled, words = [], ["--data", str(index.train.root), "--minutes", "0.05", "--without-priors"]
+
+        def fill(row, *_):
+            filled.append(row.name)
+            row.values = {}
+            row.add(name=row.name)
+            if row.name == "deep_residual":
+                raise FloatingPointError("the loss is not a number in epoch 3")
+            row.add(**a_row(row.name, 0.6))
+            iio.imwrite(row.strip, np.full((128, 6 * 128), 99, np.uint8))
+
+        monkeypatch.setattr(reproduce, "fill_reconstruction", fill)
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *words, "--out", str(tmp_path / "table")])
+        reproduce.main()
+        assert "deep_residual" in filled and "ours, 2x" in filled
+        assert "deep_residual: a training came to nothing. the loss is not" in (tmp_path / "table.md").read_text()
+        filled.clear()
+        reproduce.main()
+        assert not filled
+
+    def test_the_table_of_other_data_is_left_alone(self, tmp_path, index, no_measuring, monkeypatch, capsys):
+        monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+        monkeypatch.setenv("OASIS_VQ_FIGURES", str(tmp_path / "mine"))
+        chosen, committed = reproduce.systems(128), tmp_path / "figures" / "reproduction"
+        assert reproduce.default_out(chosen, index, 1.0, quick=False) == committed
+        committed.mkdir(parents=True)
+        (committed / "plan.json").write_text(json.dumps(reproduce.make_plan(chosen, index, 1.0, "here")))
+        assert reproduce.default_out(chosen, index, 1.0, quick=False) == committed
+        other = reproduce.default_out(chosen, index, 2.0, quick=False)
+        assert other == tmp_path / "mine" / f"reproduction_{index.train.root.name}"
+        assert "is of something else (minutes)" in capsys.readouterr().out
 
     def test_slices_shown_are_of_three_people_and_rise(self, index):
         shown = reproduce.three_slices(index)
