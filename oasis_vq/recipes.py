@@ -2,7 +2,8 @@
 
 Five are those of published coursework reports. What a report does not state is as in the keras.io examples: 4x
 downsampling, 3x3 convolutions, codebook by gradient, squared error over the data's variance, Adam without a schedule;
-but batches that fit into memory at 256x256. Validation is by people, also where a report splits slices.
+but batches that fit into memory at 256x256. Validation is by people, also where a report splits slices. The two
+convolutions of bce_search's encoder, and of its decoder, are read as one with ReLU and one without; then the sigmoid.
 """
 
 from collections.abc import Mapping
