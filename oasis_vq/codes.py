@@ -72,7 +72,10 @@ def encode_slices(
         order = np.array(list(epoch_orders(len(slices), first_epoch=view).as_numpy_iterator()))
     dataset = make_dataset(slices, **reading)
     batches = tqdm(dataset.as_numpy_iterator(), "encoding", len(dataset), unit="batch", leave=False)
-    codes = np.concatenate([vqvae.encode(images) for images in batches])[np.argsort(order)]
+    codes, done = np.empty((len(slices), *vqvae.config.grid_shape), np.int32), 0  # once: they can be gigabytes
+    for images in batches:
+        codes[order[done : done + len(images)]] = vqvae.encode(images)
+        done += len(images)
     names = np.full(len(slices), split, dtype="U8")
     return Codes(codes, slices.slice, slices.label, slices.subject, names)
 
@@ -89,4 +92,6 @@ def encode_index(vqvae: VQVAE, index: SliceIndex, splits: tuple[str, ...] = SPLI
 
 
 def _joined(parts: list[Codes]) -> Codes:
+    if len(parts) == 1:
+        return parts[0]
     return Codes(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})

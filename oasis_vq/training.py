@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -250,7 +250,7 @@ def _train_prior(
         inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
 
         def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: tf.gather(values, rows) for name, values in inputs.items()}
+            return {name: tf.cast(tf.gather(values, rows), tf.int32) for name, values in inputs.items()}
 
         batches = rows.batch(size) if part is None else part_of_batches(rows, size, part)
         return batches.map(batch).prefetch(tf.data.AUTOTUNE)
@@ -262,8 +262,11 @@ def _train_prior(
         options = {"num_draws": 1, "endless": size if part else 0}
         return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, **options).map(in_a_view)
 
-    train = encode_views(vqvae, index.train, config.augmentation, config.num_views)
-    validate = encode_slices(vqvae, index.validate)
+    def kept(codes: Codes) -> Codes:  # 20,000 grids of 256x256 are 5 GB in int32
+        return replace(codes, codes=codes.codes.astype(np.min_scalar_type(config.num_embeddings - 1)))
+
+    train = kept(encode_views(vqvae, index.train, config.augmentation, config.num_views))
+    validate = kept(encode_slices(vqvae, index.validate))
     return _Training(
         prior,
         lambda epoch, size, part: grids(train, rows(epoch, size, part), size, part),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -363,6 +364,19 @@ def test_unreadable_slice_stops_before_anything_is_written(tmp_path, copied):
     with pytest.raises(ValueError, match=r"case_002_slice_1"):
         ovq.fit_or_load(tmp_path / "model", VQVAE_CONFIG, ovq.find_slices(copied))
     assert [path.name for path in tmp_path.iterdir()] == ["copied"]
+
+
+def test_codes_are_in_memory_once(index):
+    """Those of the published ADNI slices at full resolution are 5 GB."""
+    fine = ovq.VQVAEConfig(image_size=128, downsampling=1, width=4, num_embeddings=4, num_residual_blocks=0)
+    vqvae = ovq.VQVAE(fine)
+    slices = index.train[np.resize(np.arange(len(index.train)), 1024)]
+    ovq.encode_slices(vqvae, slices[:64])  # what is made once
+    tracemalloc.start()
+    codes = encode_views(vqvae, slices, ovq.Augmentation(), 1).codes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.4 * codes.nbytes, (peak, codes.nbytes)
 
 
 def test_views_are_codes_of_changed_slices_in_the_order_of_the_slices(index, vqvae):
