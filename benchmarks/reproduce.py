@@ -11,7 +11,7 @@ network gets the passes over the slices that fit into the time, at most those of
 within a pass, some people are left out. Then come all VQ-VAEs and after them all priors; the row of a system, a file in
 OUT, is written as soon as there is something to say. What is in it is not trained again, and a training that was
 interrupted goes on. A training that fails leaves a row that says why, and the others go on. To begin anew, remove OUT
-and build/reproduction.
+and build/reproduction; for one row, its file in OUT and its folder there.
 OUT is figures/reproduction as long as what is asked for is the table that is there, and for other data or minutes
 build/figures/reproduction_DATA. OUT.md, OUT.tex and OUT.pdf show all rows, OUT_rate_distortion.pdf brain_ssim against
 bits; loss curves and reconstructions with code maps are in build/reproduction.
@@ -239,7 +239,7 @@ def failing_alone(row: Row) -> Iterator[None]:
     """Keep in a row why its training came to nothing, so that the other systems get their turn."""
     try:
         yield
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         print(error, flush=True)
         row.add(failure=str(error))
 
@@ -401,8 +401,9 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
     if not fair:
         return "none of ours takes as few bits in as little time"
     best = max(fair, key=lambda own: chosen[own].vqvae.bits_per_image)
-    if best not in found or not set(theirs) <= set(found[best]):
-        return f"'{best}', which is to be held against it, is not trained yet"
+    if best not in found or ("samples" in theirs and "samples" not in found[best]):
+        state = "came to nothing" if "failure" in found.get(best, {}) else "is not trained yet"
+        return f"'{best}', which is to be held against it, {state}"
     score, bits = (found[best]["reconstruction"][name] for name in ("brain_ssim", "bits_per_image"))
     better = "is beaten by" if score > theirs["reconstruction"]["brain_ssim"] else "is NOT beaten by"
     text = f"{better} '{best}' ({score:.3f} with {bits:,.0f} bits)"
@@ -411,7 +412,8 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
 
 def samples_answer(theirs: dict, ours: dict) -> str:
     """Return whose samples are better: nearer to reconstructions of test slices, and covering more of them."""
-    distances, coverages = ([part[key] or 0.0 for part in (theirs, ours)] for key in ("frechet_distance", "coverage"))
+    distances = [math.inf if part["frechet_distance"] is None else part["frechet_distance"] for part in (theirs, ours)]
+    coverages = [part["coverage"] or 0.0 for part in (theirs, ours)]
     beaten = distances[1] < distances[0] and coverages[1] > coverages[0]
     told = [number(part["classifier_accuracy"], ".2f") for part in (theirs, ours)]
     void = sum(not is_valid(part) for part in (theirs, ours))
@@ -491,7 +493,7 @@ def default_out(chosen: dict[str, System], index: ovq.SliceIndex, minutes: float
     out = ROOT / "figures" / "reproduction"
     plan = out / "plan.json"
     if plan.exists() and (differs := disagreement(json.loads(plan.read_text()), chosen, index, minutes)):
-        other = Paths().figures / f"reproduction_{index.train.root.name}"
+        other = Paths().figures / f"reproduction_{index.train.root.resolve().name}"
         print(f"The table in {out} is of something else ({differs}): this one is {other}.md", flush=True)
         return other
     return out

@@ -267,8 +267,8 @@ class SampleGrid(_Picture):
     Args:
         vqvae: decodes the samples.
         file: the PNG; each epoch replaces it. None for none.
-        num: samples, two above 64x64 codes, where they take seconds; where the prior is conditioned on slice position,
-            they are spread over the positions.
+        num: samples, two above 64x64 codes, where they take many seconds, and these after epochs 1, 2, 4, 8 and so on
+            alone; where the prior is conditioned on slice position, they are spread over the positions.
     """
 
     def __init__(self, vqvae: VQVAE, file: str | Path | None = None, *, num: int = 8):
@@ -281,14 +281,20 @@ class SampleGrid(_Picture):
         self.epoch = epoch + 1
 
     def on_test_end(self, logs=None) -> None:
-        self.draw(self.model)
-        if self.file is not None and self.epoch.bit_count() == 1:  # a power of two
+        stays = self.epoch.bit_count() == 1  # a power of two
+        if stays or not self._is_wide(self.model):
+            self.draw(self.model)
+        if stays and self.file is not None:
             write_whole(self.file.with_stem(f"{self.file.stem}_epoch_{self.epoch:03d}"), self.file.read_bytes())
+
+    @staticmethod
+    def _is_wide(model: PixelCNN) -> bool:
+        return math.prod(model.config.grid_shape) > 64**2
 
     def draw(self, model: PixelCNN) -> None:
         """Draw now."""
         config = model.config
-        num, positions = self.num if math.prod(config.grid_shape) <= 64**2 else min(self.num, 2), None
+        num, positions = min(self.num, 2) if self._is_wide(model) else self.num, None
         if config.num_slices:
             spread = np.linspace(0, config.num_slices - 1, num + 2)[1:-1]  # the ends show little brain
             positions = config.first_slice + spread.round().astype(int)

@@ -247,7 +247,8 @@ def _train_prior(
         print(f"note: {prior.sight}")
 
     def grids(codes: Codes, rows: tf.data.Dataset, size: int, part: tuple[int, int] | None) -> tf.data.Dataset:
-        inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
+        with tf.device("CPU:0"):
+            inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
 
         def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
             return {name: tf.cast(tf.gather(values, rows), tf.int32) for name, values in inputs.items()}

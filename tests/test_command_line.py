@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tensorflow as tf
-from model_card import card
+from model_card import beyond_recipe, card
 
 import oasis_vq as ovq
 from oasis_vq.__main__ import COMMANDS, main
@@ -64,9 +64,16 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
         assert (
             said in text and "Made-up people." in text and f"--out {name}\n" in text and "Not for clinical use" in text
         )
-        # The command that a card gives is the one that was given: it trains the same configuration.
-        own = next(line.split() for line in text.splitlines() if line.startswith("python -m oasis_vq train"))
-        assert own[own.index("--epochs") + 1] == "2" and ("--image-size" in own) == (name == "v")
+        # The command that a card gives, given again, finds the model it is of.
+        shutil.copytree("slices", "data/slices", dirs_exist_ok=True)
+        own = next(line.split()[3:] for line in text.splitlines() if line.startswith("python -m oasis_vq train"))
+        assert "--epochs" in own and main(own) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "v" / "config.json").read_text())
+    changes = {"fit": "stretch", "flip_left_right": True, "width": 7, "precision": "mixed_bfloat16", "loss": "l1"}
+    options, rest = beyond_recipe("VQVAE", record["config"] | changes)
+    given = {"image-size 32", "fit stretch", "flip-left-right", "precision mixed_bfloat16", "epochs 2"}
+    assert {option.strip() for option in options.split(" --")[1:]} == given
+    assert set(rest.split(" and ")) == {"`width = 7`", "`loss = l1`"}
     words = ("train-vqvae", "--data", "slices", "--recipe", "keras_io", "--image-size", 32, "--epochs", 3, "--out", "v")
     capsys.readouterr()
     assert "epochs: 2, not 3" in fails(capsys, *words)

@@ -169,6 +169,24 @@ def test_masked_convolution_equals_numpy():
         np.testing.assert_allclose(layer(x), expected + layer.bias.numpy(), atol=1e-5)
 
 
+def test_residual_block_equals_numpy():
+    """With a masked convolution of 1x1, which is a matrix: a ReLU after each layer, and the condition in the first."""
+    block, generator = ovq.ResidualBlock(6, 1), np.random.default_rng(0)
+    x, condition = (generator.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4, 6), (2, 1, 1, 6)))
+    block.build(x.shape)
+    for weight in block.trainable_weights:
+        weight.assign(generator.normal(size=weight.shape))
+    first, given, masked, last = (
+        [weight.numpy().reshape(-1, weight.shape[-1]) for weight in layer.weights]
+        for layer in (block.before, block.condition, block.masked, block.after)
+    )
+    hidden = np.maximum(x @ first[0] + condition @ given[0] + first[1], 0)
+    hidden = np.maximum(hidden @ masked[0] + masked[1], 0)
+    expected = x + np.maximum(hidden @ last[0] + last[1], 0)
+    assert masked[0].shape == (6, 3)
+    np.testing.assert_allclose(block(x, condition), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_probabilities_of_all_grids_sum_to_one():
     config = dataclasses.replace(SMALL, grid_shape=(2, 2), num_embeddings=2)
     grids = np.array(list(itertools.product((0, 1), repeat=4))).reshape(16, 2, 2)

@@ -5,11 +5,13 @@ python tools/model_card.py saved_models/ixi128 --data "..." --machine "2 cores, 
 """
 
 import argparse
+import inspect
 import json
 from pathlib import Path
 
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.folders import read_history, read_record, vqvae_folder
+from oasis_vq.model_commands import train_prior, train_vqvae
 from oasis_vq.recipes import recipe
 from oasis_vq.reports import report_texts
 
@@ -26,13 +28,23 @@ WHAT = {
 }
 
 
-def options(kind: str, values: dict) -> str:
-    """Return what the command says beyond the recipe, so that it trains this configuration."""
-    made = recipe(values["recipe"])
-    own, plain = (VQVAEConfig, made.vqvae) if kind == "VQVAE" else (PriorConfig, made.prior)
-    found, usual = own.from_dict(values).to_dict(), plain.to_dict()
-    changed = [name for name in found if found[name] != usual[name] and name not in FROM_DATA]
-    return "".join(f" --{name.replace('_', '-')}" + f" {found[name]}" * (found[name] is not True) for name in changed)
+def beyond_recipe(kind: str, values: dict) -> tuple[str, str]:
+    """Return in what a configuration is not its recipe's: as options of the command, and what none of them can say."""
+    command, own, part = {
+        "VQVAE": (train_vqvae, VQVAEConfig, "vqvae"),
+        "PixelCNN": (train_prior, PriorConfig, "prior"),
+    }[kind]
+    usual = getattr(recipe(values["recipe"]), part).to_dict()
+    changed = {name: value for name, value in own.from_dict(values).to_dict().items()
+               if value != usual[name] and name not in FROM_DATA}  # fmt: skip
+    options, rest = "", []
+    for name, value in changed.items():
+        if name not in inspect.signature(command).parameters or value is False or value == []:
+            rest.append(f"`{name} = {value}`")
+        else:
+            words = value if isinstance(value, list) else [] if value is True else [value]
+            options += " ".join(["", f"--{name.replace('_', '-')}", *map(str, words)])
+    return options, " and ".join(rest)
 
 
 def card(folder: Path, data: str, machine: str) -> str:
@@ -44,7 +56,11 @@ def card(folder: Path, data: str, machine: str) -> str:
         "data": f"data/{record['data']['name']}", "vqvae": vqvae_folder(folder) if kind == "PixelCNN" else None,
     }  # fmt: skip
     scores, *samples = report_texts(metrics)
-    command = COMMANDS[kind].format(**names, options=options(kind, config))
+    options, rest = beyond_recipe(kind, config)
+    command, made = (
+        COMMANDS[kind].format(**names, options=options),
+        f"Made with {rest} set in Python" if rest else "Made",
+    )
     parts = [
         f"# {folder.name}",
         WHAT[kind].format(**names),
@@ -53,7 +69,7 @@ def card(folder: Path, data: str, machine: str) -> str:
         f"**Data.** {data} Trained on the {record['data']['num_train']:,} slices of the training people alone; "
         "the epoch was chosen on validation people; test people were scored at the end.",
         f"**Training.** Recipe `{config['recipe']}`, seed {config['seed']}, "
-        f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. Made by",
+        f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. {made} by",
         f"```\npython -m oasis_vq {command}\npython -m oasis_vq evaluate {names['folder']} --data {names['data']}\n```",
         "**Scores on the test split** (95 % bootstrap intervals over people where there are any):",
         f"```\n{scores}\n```",
