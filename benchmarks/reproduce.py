@@ -389,7 +389,8 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
 
 def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: dict) -> str:
     """Return what one of ours does with no more bits and time than a published system."""
-    theirs, parts = found[name], ("vqvae", "prior") if "samples" in found[name] else ("vqvae",)
+    theirs = found[name]
+    parts = ("vqvae", "prior") if "samples" in theirs else ("vqvae",)
     seconds = {own: [plan["systems"][own].get(part, {}).get("seconds", math.inf) for part in parts] for own in chosen}
     fair = [
         own
@@ -404,7 +405,8 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
     if best not in found or ("samples" in theirs and "samples" not in found[best]):
         state = "came to nothing" if "failure" in found.get(best, {}) else "is not trained yet"
         return f"'{best}', which is to be held against it, {state}"
-    score, bits = (found[best]["reconstruction"][name] for name in ("brain_ssim", "bits_per_image"))
+    own = found[best]["reconstruction"]
+    score, bits = own["brain_ssim"], own["bits_per_image"]
     better = "is beaten by" if score > theirs["reconstruction"]["brain_ssim"] else "is NOT beaten by"
     text = f"{better} '{best}' ({score:.3f} with {bits:,.0f} bits)"
     return text + (f"; {samples_answer(theirs['samples'], found[best]['samples'])}" if "samples" in theirs else "")

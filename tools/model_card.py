@@ -57,10 +57,8 @@ def card(folder: Path, data: str, machine: str) -> str:
     }  # fmt: skip
     scores, *samples = report_texts(metrics)
     options, rest = beyond_recipe(kind, config)
-    command, made = (
-        COMMANDS[kind].format(**names, options=options),
-        f"Made with {rest} set in Python" if rest else "Made",
-    )
+    command = COMMANDS[kind].format(**names, options=options)
+    made = f"Made with {rest} set in Python" if rest else "Made"
     parts = [
         f"# {folder.name}",
         WHAT[kind].format(**names),
