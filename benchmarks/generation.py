@@ -14,7 +14,6 @@ a row, are in benchmarks/results/generation, and the table of all is benchmarks/
 import argparse
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,9 @@ from turns import in_turns, training_rate
 
 import oasis_vq as ovq
 from oasis_vq.config import ROOT
-from oasis_vq.evaluation import code_baselines, code_scores
+from oasis_vq.evaluation import bits_of_coarse, code_baselines, code_scores
 from oasis_vq.files import write_json, write_whole
+from oasis_vq.quality import is_valid
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import markdown_table
 from oasis_vq.training import build_optimizer
@@ -73,13 +73,16 @@ def without_test(index: ovq.SliceIndex) -> ovq.SliceIndex:
 
 def scores(prior: ovq.PixelCNN, vqvae: ovq.VQVAE, index: ovq.SliceIndex) -> dict:
     """Return what a code of validation people costs, beside models that ignore the neighbours."""
-    codes = {split: ovq.encode_slices(vqvae, index.splits()[split]) for split in ("train", "validate")}
+    codes = {
+        split: ovq.encode_slices(vqvae, index.splits()[split], drafter=prior.drafter) for split in ("train", "validate")
+    }
     bits, accuracy = code_scores(prior, codes["validate"])
     history = ovq.read_history(prior.folder)
     best = int(history["val_bits_per_code"].argmin())
     return {
         "brain_ssim": ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)["brain_ssim"],
         "validate_bits_per_code": float(bits.mean()),
+        "validate_bits_per_image": float(bits[0].size * bits.mean()) + bits_of_coarse(prior, codes["validate"]),
         "validate_accuracy": float(accuracy.mean()),
         "baselines": code_baselines(codes["train"].codes, codes["validate"].codes, vqvae.config.num_embeddings),
         "best_epoch": best + 1,
@@ -154,9 +157,10 @@ def summarise() -> None:
     rows = sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"]))
     drawn = [(row, temperature) for row in rows for temperature in sorted(row["samples"])]
     for row, temperature in drawn:
-        bits, positions = row["validate_bits_per_code"], math.prod(row["config"]["grid_shape"])
+        bits = row["validate_bits_per_code"]
         samples = row["samples"][temperature]
         ceiling = samples["ceiling"]
+        told, limit = (f"{part['classifier_accuracy']:.2f}" for part in (samples, ceiling))
         table.append({
             "codes of": row["vqvae"],
             "their brain_ssim": f"{row['brain_ssim']:.3f}",
@@ -167,8 +171,8 @@ def summarise() -> None:
             "bits per code": f"{bits:.3f}",
             "of per position": f"{bits / row['baselines']['per_position']:.3f}",
             "in training": f"{row['train_bits_per_code']:.3f}",
-            "bits an image": f"{bits * positions:,.0f}",
-            "classifier (ceiling)": f"{samples['classifier_accuracy']:.2f} ({ceiling['classifier_accuracy']:.2f})",
+            "bits an image": f"{row['validate_bits_per_image']:,.0f}",
+            "classifier (ceiling)": f"{told} ({limit})" + ", void" * (not is_valid(samples)),
             "density": f"{samples['density']:.2f} ({ceiling['density']:.2f})",
             "coverage": f"{samples['coverage']:.2f} ({ceiling['coverage']:.2f})",
         })  # fmt: skip

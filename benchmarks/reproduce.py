@@ -39,6 +39,7 @@ from turns import in_turns
 import oasis_vq as ovq
 from oasis_vq.config import ROOT, Paths
 from oasis_vq.files import write_json, write_whole
+from oasis_vq.quality import is_valid
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import escaped, latex_table, markdown_table
 
@@ -307,12 +308,6 @@ def between(samples: dict, score: str) -> str:
     own, ceiling, floor = (number(part[score], form) for part in (samples, samples["ceiling"], samples["floor"]))
     void = score == "classifier_accuracy" and not is_valid(samples)
     return f"{own} ({ceiling}, {floor})" + ", void" * void
-
-
-def is_valid(samples: dict) -> bool:
-    """Return whether the classifier knows the floor and does not know the ceiling."""
-    ceiling, floor = (samples[name]["classifier_accuracy"] for name in ("ceiling", "floor"))
-    return None not in (ceiling, floor) and 0.45 <= ceiling <= 0.55 and floor >= 0.95
 
 
 def counted(found: dict) -> str:

@@ -5,6 +5,8 @@ restoration using vector quantized variational autoencoders, arXiv:2012.06765. T
 a slice is as unusual as its most unlikely codes, and maps compare codes with what is usual at their place.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.ndimage import uniform_filter
 from sklearn.metrics import roc_auc_score
@@ -121,7 +123,9 @@ def find_lesions(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, num: int =
     images[:half], spots = plant_lesions(images[:half], seed=seed)
     chosen = index.test[rows]
     codes = Codes(vqvae.encode(images), chosen.slice, chosen.label, chosen.subject, np.full(len(rows), "test"))
-    surprise = Surprise(prior, encode_slices(vqvae, index.validate))
+    if prior.drafter:
+        codes = replace(codes, draft=prior.drafter.of_images(images))
+    surprise = Surprise(prior, encode_slices(vqvae, index.validate, drafter=prior.drafter))
     maps, scores, planted = surprise.maps(codes), surprise.scores(codes), np.arange(len(rows)) < half
     return {
         "auroc": float(roc_auc_score(planted, scores)),

@@ -235,6 +235,9 @@ class PriorConfig(Config):
     """Slice positions, from `first_slice` on; taken from the data, 0 if they are not conditioned on."""
     num_labels: int = 0
     """Class labels; taken from the data, 0 if there are none or they are not conditioned on."""
+    refines: bool = False
+    """Whether a draft of the whole grid is given: the codes of what a coarser VQ-VAE makes of the slice. A coarse prior
+    and one that refines are two levels, as in VQ-VAE-2 (Razavi et al. 2019), of two VQ-VAEs."""
     condition_dropout: float = 0.1
     """Share of the training grids whose condition is hidden, so that the prior also works without one; where there are
     several, for half of that share all of them, else one."""

@@ -100,11 +100,13 @@ def _gated_block(block: keras.layers.Layer, shape: tuple[int, ...]) -> list[Stag
 
 def _given(prior: PixelCNN) -> Stage | None:
     """Return what every block is told, if anything."""
-    names = [*prior.condition_sizes, *["grid position"] * prior.config.learned_position]
+    refines = prior.config.refines
+    names = [*prior.condition_sizes, *["grid position"] * prior.config.learned_position, *["draft"] * refines]
     if not names:
         return None
     embeddings = sum(layer.count_params() for layer in prior.condition_embeddings.values())
     weights = embeddings + int(np.prod(prior.position.shape)) * prior.config.learned_position
+    weights += prior.of_draft.count_params() if refines else 0
     return Stage("blocks", " + ".join(names), (prior.config.num_channels,), weights)
 
 

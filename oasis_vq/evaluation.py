@@ -1,6 +1,7 @@
 """Reports on a VQ-VAE and on a prior, each beside the trivial baselines that it has to beat."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
@@ -129,13 +130,17 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
     """Score how well a prior predicts the codes of held-out slices.
 
     Returns:
-        bits_per_code, accuracy (teacher-forced) and bits_per_image on the test codes; the same with the prefix
-        `validate_` and `train_` (of as many training slices as there are validation slices); all float;
+        bits_per_code, accuracy (teacher-forced) and bits_per_image on the test codes, and coarse_bits_per_image, those
+            of them that the coarse grid takes, if there is one; the same with the prefix `validate_` and `train_` (of
+            as many training slices as there are validation slices);
+        train_validate_gap: how many bits more a validation code costs than a training code;
+        unconditional_bits_per_code: of test codes without slice position and class, if the prior knows them; all float;
         `baselines`: bits per test code of `uniform` (log2 K), `unigram` (one histogram) and `per_position` (one
-        histogram at each grid position), both of the training codes with add-one smoothing.
+        histogram at each grid position), both of the training codes with add-one smoothing; `validate_baselines`: the
+        same of the validation codes.
     """
     check_readable(*index.splits().values())
-    codes = {split: encode_slices(vqvae, part) for split, part in index.splits().items()}
+    codes = {split: encode_slices(vqvae, part, drafter=prior.drafter) for split, part in index.splits().items()}
     chosen = np.random.default_rng(0).permutation(len(codes["train"]))[: len(codes["validate"])]
     report = {}
     for split, part in (("", codes["test"]), ("validate_", codes["validate"]), ("train_", codes["train"][chosen])):
@@ -143,17 +148,41 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
         report[f"{split}bits_per_code"] = float(bits.mean())
         report[f"{split}bits_per_image"] = float(bits.mean() * math.prod(prior.config.grid_shape))
         report[f"{split}accuracy"] = float(accuracy.mean())
-    report["baselines"] = code_baselines(codes["train"].codes, codes["test"].codes, prior.config.num_embeddings)
+        if prior.drafter:
+            report[f"{split}coarse_bits_per_image"] = bits_of_coarse(prior, part)
+            report[f"{split}bits_per_image"] += report[f"{split}coarse_bits_per_image"]
+    report["train_validate_gap"] = report["validate_bits_per_code"] - report["train_bits_per_code"]
+    if prior.condition_sizes:
+        report["unconditional_bits_per_code"] = float(code_scores(prior, codes["test"], conditioned=False)[0].mean())
+    for split, prefix in (("test", ""), ("validate", "validate_")):
+        known = codes["train"].codes, codes[split].codes, prior.config.num_embeddings
+        report[f"{prefix}baselines"] = code_baselines(*known)
     return report
 
 
-def code_scores(prior: PixelCNN, codes: Codes) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bits (n, h, w) each code costs under the prior, and whether it was the most likely (n, h, w)."""
+def bits_of_coarse(prior: PixelCNN, codes: Codes) -> float:
+    """Return the mean bits of the coarse grids of codes under the prior that draws them; 0 if there are none."""
+    if prior.drafter is None:
+        return 0.0
+    bits, _ = code_scores(prior.drafter.prior, replace(codes, codes=codes.coarse, coarse=None, draft=None))
+    return float(bits.sum(axis=(1, 2)).mean())
+
+
+def code_scores(prior: PixelCNN, codes: Codes, *, conditioned: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bits (n, h, w) each code costs under the prior, and whether it was the most likely (n, h, w).
+
+    Args:
+        prior: the model.
+        codes: what is scored.
+        conditioned: whether the prior is told slice position and class, where it knows them.
+    """
     bits, hits = [], []
     size = prior.verb_batch_size  # logits are K times as large as codes: never all at once
     for start in range(0, len(codes), size):
         part = codes[start : start + size]
-        logits = prior.logits(part.codes, **{name: getattr(part, name) for name in prior.condition_sizes})
+        names = ("draft", *(prior.condition_sizes if conditioned else ()))
+        given = {name: getattr(part, name) for name in names}
+        logits = prior.logits(part.codes, **given)
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(part.codes, logits).numpy()
         bits.append(nats / math.log(2))
         hits.append(logits.argmax(axis=-1) == part.codes)
@@ -178,17 +207,16 @@ def code_baselines(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> 
 def table(report: dict) -> str:
     """Return a report as a text table: a line for each number, with its interval and the same of the baselines."""
     baselines, intervals = report.get("baselines", {}), report.get("intervals", {})
-    lines = [f"{'':<24}{'model':>10}{'95 % interval':>20}" + "".join(f"{name:>14}" for name in baselines)]
+    lines = [f"{'':<28}{'model':>10}{'95 % interval':>20}" + "".join(f"{name:>14}" for name in baselines)]
     for name, value in report.items():
         if isinstance(value, dict):
             continue
         low_high = "{:.3f} to {:.3f}".format(*intervals[name]) if name in intervals else ""
-        others = (
-            part.get(name) if isinstance(part, dict) else part if name == "bits_per_code" else None
-            for part in baselines.values()
-        )
+        others: list = [part.get(name) if isinstance(part, dict) else None for part in baselines.values()]
+        if name.endswith("bits_per_code"):
+            others = list(report.get(name.replace("bits_per_code", "baselines"), {}).values())
         cells = "".join(f"{'' if other is None else format(other, '.3f'):>14}" for other in others)
-        lines.append(f"{name:<24}{value:>10.3f}{low_high:>20}{cells}".rstrip())
+        lines.append(f"{name:<28}{value:>10.3f}{low_high:>20}{cells}".rstrip())
     if "ssim" in report:
         verdict, black = "met" if report["ssim"] >= COURSEWORK_SSIM else "not met", baselines["black"]
         lines.append(

@@ -19,7 +19,7 @@ from oasis_vq.codes import encode_slices
 from oasis_vq.figures import code_colours
 from oasis_vq.inspection import code_patches, code_positions
 from oasis_vq.metrics import BRAIN_THRESHOLD, ssim_per_image
-from oasis_vq.pixelcnn import UNKNOWN, PixelCNN
+from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.sampling import sample_codes
 from oasis_vq.slices import SliceIndex, Slices
 from oasis_vq.streams import read_image
@@ -258,10 +258,13 @@ def explore_completions(prior: PixelCNN, vqvae: VQVAE, slices: Slices) -> Explor
     def draw(subject, position, rows_kept, temperature, seed):
         row, image = _read(slices, subject, position, vqvae.config.image_size, vqvae.config.fit)
         known = vqvae.encode(image)
-        size, first = prior.condition_sizes.get("slice_index", 0), prior.config.first_slice
-        at = int(slices.slice[row])
-        at = at if first <= at < first + size else UNKNOWN
-        options = {"seed": seed, "temperature": temperature, "slice_index": at}
+        known_of_it = prior.known_conditions(slices.slice[row : row + 1], slices.label[row : row + 1])
+        options = {"seed": seed, "temperature": temperature, **known_of_it}
+        if prior.drafter:  # of the coarse rows that cover those that are kept
+            whole = prior.drafter.coarse.encode(image)
+            rows = -(-rows_kept * whole.shape[1] // height)
+            coarse = sample_codes(prior.drafter.prior, NUM_COMPLETIONS, prefix=whole[:, :rows], **options)
+            options["draft"] = prior.drafter.of_codes(coarse)
         codes = sample_codes(prior, NUM_COMPLETIONS, prefix=known[:, :rows_kept], **options)
         kept = vqvae.decode(known)[0]
         kept[rows_kept * len(kept) // height :] *= 0.3

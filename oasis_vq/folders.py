@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from oasis_vq.config import Config, Paths, PriorConfig, VQVAEConfig
-from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.pixelcnn import Drafter, PixelCNN
 from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
 
@@ -45,19 +45,23 @@ def load_prior(folder: str | Path) -> PixelCNN:
     """
     folder = model_folder(folder)
     prior = load_model(folder, "PixelCNN")
-    reference = read_record(folder)["vqvae"]
-    file = vqvae_folder(folder) / "model.keras"
+    _referred(folder, read_record(folder)["vqvae"], "VQ-VAE", "codes", "was trained on")
+    return prior
+
+
+def _referred(folder: Path, reference: dict[str, str], what: str, made: str, use: str) -> Path:
+    """Return the folder of the model that the prior of a folder refers to, if it is there and the same."""
+    file = Path(os.path.normpath(folder / reference["folder"])) / "model.keras"
     if not file.exists():
         raise FileNotFoundError(
-            f"No VQ-VAE in {file.parent}, whose codes the prior {folder} was trained on. "
-            "Put it back, or train the prior again."
+            f"No {what} in {file.parent}, whose {made} the prior {folder} {use}. Put it back, or train the prior again."
         )
     if sha256(file) != reference["sha256"]:
         raise ValueError(
-            f"{file} is not the VQ-VAE whose codes the prior {folder} was trained on: expected SHA-256 "
+            f"{file} is not the {what} whose {made} the prior {folder} {use}: expected SHA-256 "
             f"{reference['sha256'][:12]}, found {sha256(file)[:12]}. Put the old one back, or train the prior again."
         )
-    return prior
+    return file.parent
 
 
 def read_record(folder: str | Path) -> dict:
@@ -84,6 +88,14 @@ def vqvae_folder(prior_folder: str | Path) -> Path:
     return Path(os.path.normpath(prior_folder / read_record(prior_folder)["vqvae"]["folder"]))
 
 
+def needed_folders(prior_folder: str | Path) -> list[Path]:
+    """Return the folders of all models that samples of a prior are made with: its VQ-VAE, itself, those of its coarse
+    grids."""
+    folder = model_folder(prior_folder)
+    own, coarse = [vqvae_folder(folder), folder], read_record(folder).get("coarse")
+    return own + (needed_folders(os.path.normpath(folder / coarse["folder"])) if coarse else [])
+
+
 def read_history(folder: str | Path) -> dict[str, np.ndarray]:
     """Return the columns of a model folder's history.csv by name, one value an epoch."""
     with (model_folder(folder) / "history.csv").open(newline="") as file:
@@ -105,6 +117,9 @@ def load_model(folder: Path, kind: str) -> VQVAE | PixelCNN:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{file} cannot be loaded ({reason}). Train the model again.") from error
     model.folder = folder
+    if "coarse" in record:
+        coarse = load_prior(_referred(folder, record["coarse"], "prior", "grids", "refines"))
+        model.drafter = Drafter(coarse, load_vqvae(vqvae_folder(coarse.folder)), load_vqvae(vqvae_folder(folder)))
     return model
 
 
@@ -113,11 +128,12 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _reference(vqvae: VQVAE, prior_folder: Path) -> dict[str, str]:
-    """Return what a prior's config.json says of its VQ-VAE: the relative folder and the file's SHA-256."""
-    folder = getattr(vqvae, "folder", None)
+def _reference(model: VQVAE | PixelCNN, prior_folder: Path) -> dict[str, str]:
+    """Return what a prior's config.json says of a model it needs: the relative folder and the file's SHA-256."""
+    folder = getattr(model, "folder", None)
     if folder is None:
-        raise ValueError("A prior needs a saved VQ-VAE: take the one that fit_or_load or load_vqvae returned.")
+        kind = "VQ-VAE" if isinstance(model, VQVAE) else "coarse prior"
+        raise ValueError(f"A prior needs a saved {kind}: take the one that fit_or_load or a load function returned.")
     relative = os.path.relpath(folder, prior_folder)
     return {"folder": Path(relative).as_posix(), "sha256": sha256(folder / "model.keras")}
 
@@ -132,7 +148,7 @@ def refuse_other(folder: Path, record: dict, *, restart: bool) -> None:
     else:
         config = _CONFIGS[record["model"]]
         text = config.from_dict(found["config"]).differences(config.from_dict(record["config"]))
-    for part in ("data", "vqvae"):
+    for part in ("data", "vqvae", "coarse"):
         before, now = found.get(part, {}), record.get(part, {})
         changed = [name for name in now if name not in ("name", "folder") and before.get(name) != now[name]]
         if changed and not text:
@@ -144,8 +160,14 @@ def refuse_other(folder: Path, record: dict, *, restart: bool) -> None:
         )
 
 
-def new_record(config: VQVAEConfig | PriorConfig, index: SliceIndex, folder: Path, vqvae: VQVAE | None) -> dict:
-    """Return what config.json says of a model: its kind and configuration, the data, and a prior's VQ-VAE."""
+def new_record(
+    config: VQVAEConfig | PriorConfig,
+    index: SliceIndex,
+    folder: Path,
+    vqvae: VQVAE | None,
+    coarse: PixelCNN | None = None,
+) -> dict:
+    """Return what config.json says of a model: kind, configuration, data, a prior's VQ-VAE and the prior it refines."""
     if isinstance(config, PriorConfig):
         if vqvae is None:
             raise ValueError("A prior needs the VQ-VAE whose codes it learns. Received: vqvae=None.")
@@ -160,7 +182,12 @@ def new_record(config: VQVAEConfig | PriorConfig, index: SliceIndex, folder: Pat
         "config": config.to_dict(),
         "data": {"name": index.root.name, "num_train": len(index.train), **data},
     }
-    return record if vqvae is None else {**record, "vqvae": _reference(vqvae, folder)}
+    if coarse is not None:
+        size = load_vqvae(vqvae_folder(coarse.folder)).config.image_size
+        if vqvae is None or size != vqvae.config.image_size:
+            raise ValueError(f"A draft is of the same size as the slices of the VQ-VAE. Received: coarse of {size}.")
+    needed = {"vqvae": vqvae, "coarse": coarse}
+    return record | {name: _reference(model, folder) for name, model in needed.items() if model is not None}
 
 
 def in_use(folder: Path) -> bool:

@@ -129,10 +129,12 @@ def train_prior(
     data: Path,
     vqvae: Path,
     out: Path,
+    coarse: Path | None = None,
     recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     condition_on: tuple[Literal["slice_index", "label"], ...] | None = None,
+    patience: int | None = None,
     seed: int = 0,
     limit_train: int | None = None,
     skip_unreadable: bool = False,
@@ -149,10 +151,12 @@ def train_prior(
         data: folder with the slices.
         vqvae: model folder of the VQ-VAE.
         out: model folder to write.
+        coarse: model folder of a prior over the codes of a coarser VQ-VAE, whose samples this one refines.
         recipe: configuration to start from; None for the one that the VQ-VAE came from.
         epochs: passes over the training slices; None for the recipe's.
         batch_size: code grids per step; None for the recipe's.
         condition_on: what the prior is told of a grid where the data have it, or nothing; None for the recipe's.
+        patience: epochs without a better validation after which the training ends; None for the recipe's, 0 for never.
         seed: of weights and order.
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
@@ -169,10 +173,11 @@ def train_prior(
 
     model = folders.load_vqvae(vqvae)
     given = {"epochs": epochs, "batch_size": batch_size, "condition_on": condition_on, "seed": seed}
-    given["precision"] = precision
+    given |= {"precision": precision, "patience": patience}
     config = _with_given(recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config), given)
     slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
-    _train(out, config, slices, device=device, vqvae=model, restart=restart, strategy=devices)
+    level = None if coarse is None else folders.load_prior(coarse)
+    _train(out, config, slices, device=device, vqvae=model, coarse=level, restart=restart, strategy=devices)
 
 
 def search(
@@ -278,6 +283,7 @@ def generate(
     seed: int = 0,
     slice_index: int | None = None,
     label: Literal["NC", "AD"] | None = None,
+    unconditional: bool = False,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -291,6 +297,7 @@ def generate(
         seed: the same seed gives the same brains.
         slice_index: slice position, as in the names of the training slices; None draws one for each.
         label: class, for a prior that was trained with classes; None draws one for each.
+        unconditional: whether the prior is told neither position nor class.
         temperature: below 1 more likely and less diverse.
         top_k: draw from the k most likely codes only.
         top_p: draw from the most likely codes that reach this probability only.
@@ -302,11 +309,15 @@ def generate(
     from oasis_vq import figures, folders, plots, reports, sampling
     from oasis_vq.codes import Codes
     from oasis_vq.files import write_json, write_whole
-    from oasis_vq.slices import LABELS
+    from oasis_vq.slices import LABELS, UNKNOWN
 
     model = folders.load_prior(prior)
     vqvae = folders.load_vqvae(folders.vqvae_folder(prior))
     asked = {"slice_index": slice_index, "label": None if label is None else LABELS.index(label)}
+    if unconditional:
+        if slice_index is not None or label is not None:
+            raise ValueError("--unconditional is without --slice-index and --label: leave them out.")
+        asked = dict.fromkeys(asked, UNKNOWN)
     options = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, **asked}
     codes = sampling.sample_codes(model, num, **options)
     images = vqvae.decode(codes)
@@ -322,7 +333,7 @@ def generate(
     nobody = np.full(num, "")
     Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
     figures.save_figure(plots.plot_slices(images), "grid", folder=out)
-    made_with = reports.provenance([folders.vqvae_folder(prior), prior])
+    made_with = reports.provenance(folders.needed_folders(prior))
     write_json(out / "provenance.json", {**made_with, "num": num, **options})
     print(f"{out / 'grid.png'}: {num} samples")
 

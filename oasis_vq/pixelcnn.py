@@ -5,6 +5,7 @@ Source: van den Oord et al. 2016b, Conditional Image Generation with PixelCNN De
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -14,9 +15,10 @@ from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualB
 from oasis_vq.config import PriorConfig
 from oasis_vq.devices import reported
 from oasis_vq.runtime import in_precision
-from oasis_vq.vqvae import VERB_BATCH_SIZE, checked_codes, in_batches
+from oasis_vq.vqvae import VERB_BATCH_SIZE, VQVAE, checked_codes, in_batches
 
 CONDITIONS = ("slice_index", "label")
+INPUTS = ("codes", *CONDITIONS, "draft")
 UNKNOWN = -1
 """Value of a condition that is not known."""
 MOST_VALUES = 2**25
@@ -31,11 +33,14 @@ class PixelCNN(keras.Model):
         config: grid, codebook size, conditions and layers.
 
     Call: a dictionary with `codes` (batch, h, w) int32 and, where the configuration has them, `slice_index` and
-        `label` (batch,) int32 with -1 for unknown, to logits (batch, h, w, num_embeddings) float32.
+        `label` (batch,) int32 with -1 for unknown, and `draft` (batch, h, w) int32 where the prior refines drafts,
+        to logits (batch, h, w, num_embeddings) float32.
     """
 
     score = "bits_per_code"
     """What is to fall in validation."""
+    drafter: "Drafter | None" = None
+    """What makes the drafts, if the prior refines some; set where it is loaded or trained."""
 
     def __init__(self, config: PriorConfig | dict, **kwargs):
         config = config if isinstance(config, PriorConfig) else PriorConfig.from_dict(config)
@@ -46,7 +51,7 @@ class PixelCNN(keras.Model):
         self.hiding = keras.random.SeedGenerator(config.seed)
         self._bits = keras.metrics.Mean("bits_per_code")
         self._accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
-        self({"codes": tf.zeros((1, *config.grid_shape), tf.int32)})  # builds every weight
+        self(dict.fromkeys(("codes", "draft"), tf.zeros((1, *config.grid_shape), tf.int32)))  # builds every weight
 
     def _build_layers(self) -> None:
         config = self.config
@@ -71,6 +76,13 @@ class PixelCNN(keras.Model):
         self.attention = {int(place): CausalAttention(channels, config.num_attention_heads) for place in places}
         self.head = [keras.layers.Dense(channels, activation="relu") for _ in range(config.num_head_layers)]
         self.to_logits = keras.layers.Dense(config.num_embeddings, dtype="float32")
+        if config.refines:
+            self.of_draft = keras.Sequential([
+                keras.Input(config.grid_shape, dtype="int32"),
+                keras.layers.Embedding(config.num_embeddings, channels, keras.initializers.RandomNormal(stddev=1.0)),
+                keras.layers.Conv2D(channels, 5, padding="same", activation="relu"),
+                keras.layers.Conv2D(channels, 3, padding="same"),
+            ])  # fmt: skip
         # One row more than there are values: the last stands for "unknown".
         self.condition_embeddings = {
             name: keras.layers.Embedding(size + 1, config.num_channels, name=f"{name}_embedding")
@@ -114,17 +126,27 @@ class PixelCNN(keras.Model):
         return reach, reach
 
     @property
+    def has_blind_spot(self) -> bool:
+        """Whether codes to the upper right are out of sight however far the network sees: in one masked stack."""
+        first = self.config.first_kernel_size // 2
+        return self.config.architecture == "residual" and not self.attention and first < max(self.config.grid_shape) - 1
+
+    @property
     def sees_all(self) -> bool:
-        """Whether the receptive field reaches over the whole grid."""
+        """Whether the receptive field reaches over the whole grid, without a blind spot."""
         (up, aside), (rows, columns) = self.receptive_field, self.config.grid_shape
-        return up >= rows - 1 and aside >= columns - 1
+        return up >= rows - 1 and aside >= columns - 1 and not self.has_blind_spot
 
     @property
     def sight(self) -> str:
         """A sentence that compares the receptive field with the grid."""
         (up, aside), (rows, columns) = self.receptive_field, self.config.grid_shape
         text = f"A position sees {up} rows up and {aside} columns to each side; the grid is {rows}x{columns}"
-        return text + (": all of it." if self.sees_all else ". Larger kernels, more blocks or attention see further.")
+        if self.has_blind_spot:
+            text += ", and to the upper right is a blind spot: gated stacks or attention have none"
+        elif self.sees_all:
+            return f"{text}: all of it."
+        return f"{text}. Larger kernels, more blocks or attention see further."
 
     def summary(self, *args, print_fn: Callable[[str], object] = print, **kwargs) -> None:
         """Print the layers as Keras does, and how far the network sees."""
@@ -144,7 +166,17 @@ class PixelCNN(keras.Model):
         codes = inputs["codes"]
         given = {name: inputs.get(name) for name in self.condition_sizes}
         condition = self.condition_vector(tf.shape(codes)[0], given, training=training)
-        return self.network(codes, condition, self.position[None], training=training)
+        return self.network(codes, condition, self.places(inputs.get("draft")), training=training)
+
+    def places(self, draft: tf.Tensor | None = None) -> tf.Tensor:
+        """Return vectors of the positions, (1, h, w, num_channels), or (b, h, w, num_channels) of those of drafts.
+
+        Args:
+            draft: (b, h, w) int32, if the prior refines drafts.
+        """
+        shape = (*self.config.grid_shape, self.config.num_channels)
+        places = tf.cast(tf.broadcast_to(self.position, shape), self.compute_dtype)[None]
+        return places + self.of_draft(draft) if self.config.refines else places
 
     def condition_vector(self, batch_size: tf.Tensor, given: dict, *, training: bool = False) -> tf.Tensor:
         """Return the sum of the embeddings of the conditions, (batch, 1, 1, num_channels).
@@ -272,11 +304,15 @@ class PixelCNN(keras.Model):
         return max(1, min(VERB_BATCH_SIZE, MOST_VALUES // (positions * widest)))
 
     @tf.function(reduce_retracing=True)
-    def _logits(self, codes, slice_index, label) -> tf.Tensor:
-        return self({"codes": codes, "slice_index": slice_index, "label": label})
+    def _logits(self, *inputs: tf.Tensor) -> tf.Tensor:
+        return self(dict(zip(INPUTS, inputs, strict=True)))
 
     def logits(
-        self, codes: np.ndarray, slice_index: np.ndarray | None = None, label: np.ndarray | None = None
+        self,
+        codes: np.ndarray,
+        slice_index: np.ndarray | None = None,
+        label: np.ndarray | None = None,
+        draft: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the logits of each code given those before it.
 
@@ -284,30 +320,57 @@ class PixelCNN(keras.Model):
             codes: (n, h, w), int in [0, num_embeddings).
             slice_index: (n,) int or one int, slice position; None or -1 for unknown.
             label: (n,) int or one int, class; None or -1 for unknown.
+            draft: (n, h, w), int, if the prior refines drafts.
 
         Returns:
             (n, h, w, num_embeddings), float32.
         """
-        codes = checked_codes(codes, self.config.grid_shape, self.config.num_embeddings)
-        conditions = self.checked_conditions(len(codes), slice_index=slice_index, label=label)
-        return self._in_batches(self._logits, codes, conditions)
+        return self._in_batches(self._logits, codes, draft, slice_index=slice_index, label=label)
 
     def log_prob(
-        self, codes: np.ndarray, slice_index: np.ndarray | None = None, label: np.ndarray | None = None
+        self,
+        codes: np.ndarray,
+        slice_index: np.ndarray | None = None,
+        label: np.ndarray | None = None,
+        draft: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the log-probability of whole grids, (n,) float32 in nats; arguments as `logits`."""
-        codes = checked_codes(codes, self.config.grid_shape, self.config.num_embeddings)
-        conditions = self.checked_conditions(len(codes), slice_index=slice_index, label=label)
-        return self._in_batches(self._log_prob, codes, conditions)
+        return self._in_batches(self._log_prob, codes, draft, slice_index=slice_index, label=label)
 
     @tf.function(reduce_retracing=True)
-    def _log_prob(self, codes, slice_index, label) -> tf.Tensor:
-        inputs = {"codes": codes, "slice_index": slice_index, "label": label}
-        return -tf.reduce_sum(self._logits_and_nats(inputs, training=False)[1], axis=(1, 2))
+    def _log_prob(self, *inputs: tf.Tensor) -> tf.Tensor:
+        _, nats = self._logits_and_nats(dict(zip(INPUTS, inputs, strict=True)), training=False)
+        return -tf.reduce_sum(nats, axis=(1, 2))
 
-    def _in_batches(self, function: Callable, codes: np.ndarray, conditions: dict[str, np.ndarray]) -> np.ndarray:
-        given = (conditions[name] for name in CONDITIONS)
-        return in_batches(function, codes, *given, batch_size=self.verb_batch_size)
+    def _in_batches(self, function: Callable, codes: np.ndarray, draft: np.ndarray | None, **given) -> np.ndarray:
+        codes = checked_codes(codes, self.config.grid_shape, self.config.num_embeddings)
+        draft, conditions = self.checked_draft(len(codes), draft), self.checked_conditions(len(codes), **given)
+        arrays = (codes, *(conditions[name] for name in CONDITIONS), draft)
+        return in_batches(function, *arrays, batch_size=self.verb_batch_size)
+
+    def checked_draft(self, size: int, draft: np.ndarray | None) -> np.ndarray | None:
+        """Return drafts (size, h, w) int32, None if the prior does not refine any.
+
+        Raises:
+            ValueError: if they are not grids of codes, or missing, or given although the prior does not refine any.
+        """
+        if self.config.refines != (draft is not None):
+            wanted = "refines a draft" if self.config.refines else "is of codes alone, without a draft"
+            raise ValueError(f"This prior {wanted}. Received: draft {'None' if draft is None else np.shape(draft)}.")
+        if draft is None:
+            return None
+        draft = checked_codes(draft, self.config.grid_shape, self.config.num_embeddings)
+        if len(draft) != size:
+            raise ValueError(f"There is a draft for each of {size} grids. Received: {len(draft)} drafts.")
+        return draft
+
+    def known_conditions(self, slice_index: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+        """Return these conditions (n,) by name, -1 where this prior does not know the value: what it can be told."""
+        known = {}
+        for name, values in zip(CONDITIONS, (slice_index, label), strict=True):
+            first, count = self.first_values[name], self.condition_sizes.get(name, 0)
+            known[name] = np.where((values >= first) & (values < first + count), values, UNKNOWN)
+        return known
 
     def checked_conditions(self, size: int, **given) -> dict[str, np.ndarray]:
         """Return every condition as (size,) int32, -1 where unknown.
@@ -325,3 +388,26 @@ class PixelCNN(keras.Model):
                 raise ValueError(f"{name} is {known}. Received: {np.unique(values).tolist()}.")
             checked[name] = values
         return checked
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """Makes the drafts that a prior refines: what is coarse is decoded, and encoded with finer codes.
+
+    Attributes:
+        prior: draws coarse grids.
+        coarse: the VQ-VAE of these grids.
+        fine: the VQ-VAE of the drafts.
+    """
+
+    prior: PixelCNN
+    coarse: VQVAE
+    fine: VQVAE
+
+    def of_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Return the drafts (n, h, w) int32 of coarse grids (n, H, W)."""
+        return self.fine.encode(self.coarse.decode(codes))
+
+    def of_images(self, images: np.ndarray) -> np.ndarray:
+        """Return the drafts (n, h, w) int32 of images (n, size, size, 1)."""
+        return self.of_codes(self.coarse.encode(images))

@@ -126,10 +126,15 @@ def sample_table(report: dict) -> str:
         cells = (report[other].get(name) for other in others)
         own = f"{name:<28}{report[name]:>10.3f}"
         lines.append(own + "".join(f"{'' if cell is None else format(cell, '.3f'):>10}" for cell in cells).rstrip())
-    ceiling, floor = (report[name]["classifier_accuracy"] for name in ("ceiling", "floor"))
-    if not (0.45 <= ceiling <= 0.55 and floor >= 0.95):
+    if not is_valid(report):
         lines.append("The classifier's accuracy is void: the ceiling must have 0.45 to 0.55, the floor at least 0.95.")
     return "\n".join(lines)
+
+
+def is_valid(report: dict) -> bool:
+    """Return whether the classifier of an `evaluate_samples` report knows the floor, and does not know the ceiling."""
+    ceiling, floor = (report[name]["classifier_accuracy"] for name in ("ceiling", "floor"))
+    return None not in (ceiling, floor) and 0.45 <= ceiling <= 0.55 and floor >= 0.95
 
 
 def histogram_samples(train: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
@@ -163,10 +168,15 @@ def density_and_coverage(
         owners: (n,) str, whose the real ones are.
         k: neighbours.
 
+    Returns:
+        density, coverage, both float; NaN if a real one has fewer than k of other people.
+
     Source: Naeem et al. 2020, arXiv:2002.09797, section 3.
     """
     among = _distances(real, real)
     among[owners[:, None] == owners] = np.inf
+    if (np.isfinite(among).sum(axis=1) < k).any():
+        return float("nan"), float("nan")
     radius = np.sort(among, axis=1)[:, k - 1]
     inside = _distances(real, features) <= radius[:, None]  # (n, m)
     return float(inside.sum() / (k * len(features))), float(inside.any(axis=1).mean())

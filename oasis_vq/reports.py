@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from oasis_vq import __version__
+from oasis_vq.anomaly import find_lesions
 from oasis_vq.config import ROOT, Paths
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction, table
 from oasis_vq.files import write_json
@@ -26,8 +27,9 @@ OF_SAMPLES = ("ceiling", "floor", "test", "distances")
 def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False) -> dict:
     """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
 
-    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`. A
-    fingerprint of the test slices stands beside the scores: those of other slices are not taken for theirs.
+    A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`; and
+    `lesion_auroc` is that of `find_lesions`. A fingerprint of the test slices stands beside the scores: those of other
+    slices are not taken for theirs.
 
     Args:
         folder: of the model, or its name in `Paths.models`.
@@ -50,6 +52,7 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     else:
         prior, vqvae = load_prior(folder), load_vqvae(vqvae_folder(folder))
         report = evaluate_prior(prior, vqvae, index) | evaluate_samples(prior, vqvae, index)
+        report["lesion_auroc"] = find_lesions(prior, vqvae, index)["auroc"]
     write_json(file, {**known, **report, **scored})
     return {**known, **report, **scored}
 

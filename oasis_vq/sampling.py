@@ -20,6 +20,8 @@ CHUNK_SIZE = 16
 """Samples drawn together, a quarter of them above 64x64 codes. Fixed, so that sample i is the same for any n."""
 BAND_SIZE = 64**2
 """Codes of a grid that are drawn in one call of the compiled loop: whole rows, up to about so many."""
+FINE_STREAM = 2**30
+"""Added to the number of a chunk where drafts are refined, whose coarse grids are drawn from the same seed."""
 CONDITION_STREAM = 2**31 - 1
 """Chunk number that no chunk reaches: the seed of the conditions that are not given."""
 
@@ -35,6 +37,7 @@ def sample_codes(
     slice_index: int | np.ndarray | None = None,
     label: int | np.ndarray | None = None,
     prefix: np.ndarray | None = None,
+    draft: np.ndarray | None = None,
     cached: bool = True,
 ) -> np.ndarray:
     """Draw code grids from a prior.
@@ -46,9 +49,12 @@ def sample_codes(
         temperature: the logits are divided by it; below 1 is more likely and less diverse. Positive.
         top_k: if given, only the k most likely codes of each position are drawn from.
         top_p: if given, only the most likely codes that together reach this probability are drawn from. (0, 1].
-        slice_index: slice position, one for all or (n,); None draws one for each sample from the seed.
+        slice_index: slice position, one for all or (n,); None draws one for each sample from the seed, -1 is unknown:
+            the prior draws without it.
         label: class, likewise.
         prefix: (rows, w) or (n, rows, w) int, leading rows to complete; exact, since the order is raster.
+        draft: (n, h, w) int, what a prior that refines drafts is given; None draws coarse grids from the same seed, and
+            makes drafts of them.
         cached: False runs the full network at every position: for proof, hundreds of times slower.
 
     Returns:
@@ -68,7 +74,17 @@ def sample_codes(
         raise ValueError(f"top_p is above 0 and at most 1. Received: {top_p}.")
     known, num_known_rows = _known_rows(prior, n, prefix)
     conditions = sample_conditions(prior, n, seed=seed, slice_index=slice_index, label=label)
-    filters = {"top_k": config.num_embeddings if top_k is None else top_k, "top_p": 1.0 if top_p is None else top_p}
+    if draft is None and prior.drafter:
+        if num_known_rows:
+            raise ValueError("A prior that refines drafts completes under given ones. Received: draft=None.")
+        coarse_prior = prior.drafter.prior
+        k = top_k and min(top_k, coarse_prior.config.num_embeddings)
+        options = {"temperature": temperature, "top_k": k, "top_p": top_p, "cached": cached}
+        draft = prior.drafter.of_codes(sample_codes(coarse_prior, n, seed=seed, **options, **conditions))
+    if config.refines or draft is not None:
+        conditions["draft"] = prior.checked_draft(n, draft)
+    k, p = config.num_embeddings if top_k is None else top_k, 1.0 if top_p is None else float(top_p)
+    filters = {"top_k": k, "top_p": p}
 
     height, width = config.grid_shape
     size = CHUNK_SIZE if height * width <= BAND_SIZE else CHUNK_SIZE // 4
@@ -90,7 +106,7 @@ def sample_codes(
                 tf.constant(known[rows]),
                 {name: tf.constant(values[rows]) for name, values in conditions.items()},
                 tf.constant(num_known_rows * width),
-                _seed(seed, start // size),
+                _seed(seed, start // size + (FINE_STREAM if config.refines else 0)),
                 tf.constant(temperature, tf.float32),
                 {name: tf.constant(value) for name, value in filters.items()} if top_k or top_p else None,
                 cached,
@@ -174,18 +190,27 @@ def _sample_band(prior, band, drawn, caches, known, conditions, num_known, seed,
         return tf.where(index < num_known, known[index], codes), nothing
 
     condition = prior.condition_vector(drawn.shape[0], conditions)
-    drawn, caches, _ = in_raster_order(prior, condition, draw, (), band, drawn, caches, cached=cached)
+    given = condition, prior.places(conditions.get("draft"))
+    drawn, caches, _ = in_raster_order(prior, given, draw, (), band, drawn, caches, cached=cached)
     return drawn, caches
 
 
 def in_raster_order(
-    prior: PixelCNN, condition: tf.Tensor, choose: Callable, state, band, codes: tf.Tensor, caches: list, *, cached=True
+    prior: PixelCNN,
+    given: tuple[tf.Tensor, tf.Tensor],
+    choose: Callable,
+    state,
+    band,
+    codes: tf.Tensor,
+    caches: list,
+    *,
+    cached: bool = True,
 ) -> tuple:
     """Choose one code after the other in a band of rows, each given the logits that follow from those before.
 
     Args:
         prior: the model.
-        condition: (b, 1, 1, num_channels), as `PixelCNN.condition_vector` returns it.
+        given: what `PixelCNN.condition_vector` and `PixelCNN.places` return.
         choose: function of the index in raster order () int32, the logits there (b, k) and a state, to the codes
             there (b,) int32 and the state.
         state: what `choose` is given at first.
@@ -197,8 +222,8 @@ def in_raster_order(
     Returns:
         The codes with those of the band, the caches after it, and the last state.
     """
+    condition, position = given
     size, (height, width) = condition.shape[0], prior.config.grid_shape
-    position = tf.broadcast_to(prior.position, (height, width, prior.config.num_channels))[None]
     layers = prior.layers_with_memory
     numbers = {id(layer): number for number, layer in enumerate(layers)}
 

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -128,6 +128,15 @@ class SliceIndex:
         """The lowest and the highest slice number of all splits."""
         numbers = np.concatenate([part.slice for part in self.splits().values()])
         return int(numbers.min()), int(numbers.max())
+
+    def positions_at(self, shares: float | Sequence[float]) -> np.ndarray | int:
+        """Return the slice positions at these shares of the way from the lowest, 0, to the highest, 1.
+
+        They are among those of the training slices, whatever their numbers are: 0 to 31 in OASIS, from 78 on in ADNI.
+        """
+        positions = np.unique(self.train.slice)
+        found = positions[np.round(np.multiply(shares, len(positions) - 1)).astype(int)]
+        return found if np.ndim(shares) else int(found)
 
     @property
     def num_labels(self) -> int:

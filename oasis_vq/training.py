@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,17 +23,28 @@ import tensorflow as tf
 
 from oasis_vq import __version__
 from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, ReconstructionGrid, SampleGrid, TrainingLog
-from oasis_vq.codes import Codes, encode_slices, encode_views
+from oasis_vq.codes import Codes, encode_slices, encode_views, joined
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
 from oasis_vq.files import write_json
-from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
+from oasis_vq.folders import (
+    in_use,
+    load_model,
+    load_vqvae,
+    model_folder,
+    new_record,
+    read_history,
+    refuse_other,
+    vqvae_folder,
+)
 from oasis_vq.guard import checked
-from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.pixelcnn import Drafter, PixelCNN
 from oasis_vq.slices import SliceIndex, Slices
 from oasis_vq.streams import epoch_orders, load_images, make_dataset, part_of_batches
 from oasis_vq.vqvae import VQVAE
 
+CODES = "codes.npz"
+"""What a prior learns, in its folder while it is trained."""
 NUM_SHOWN = 8
 """Slices of validate in reconstructions.png."""
 SSIM_CLIP_NORM = 10.0
@@ -46,6 +58,7 @@ def fit_or_load(
     index: SliceIndex,
     *,
     vqvae: VQVAE | None = None,
+    coarse: PixelCNN | None = None,
     restart: bool = False,
     cache: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -61,6 +74,7 @@ def fit_or_load(
         config: what to train; a prior's slice positions and labels are set to those of the data.
         index: the slices; train is trained on, validate is scored after every epoch, test is left alone.
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
+        coarse: for a prior, the one whose grids it refines, over the codes of a coarser VQ-VAE; likewise loaded.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
         callbacks: of Keras, beside what is always there: history.csv, log.txt and checkpoints; reconstructions.png,
@@ -80,13 +94,14 @@ def fit_or_load(
     """
     if isinstance(config, PriorConfig):
         config = config.conditioned_by(index)
+        config = replace(config, refines=coarse is not None)
     if strategy is None or strategy.num_replicas_in_sync == 1:
         strategy = tf.distribute.get_strategy()
     _require_shares(config, index, strategy.num_replicas_in_sync)
     leads = is_chief(strategy)
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
-    record = new_record(config, index, folder, vqvae)
+    record = new_record(config, index, folder, vqvae, coarse)
     for place in (folder, partial):
         if in_use(place):
             refuse_other(place, record, restart=restart)
@@ -98,15 +113,16 @@ def fit_or_load(
         print(f"note: {note}".replace(str(index.root), index.root.name))
     with _logged(partial if leads else None), _stoppable(partial, config):
         keras.utils.set_random_seed(config.seed)
-        if vqvae is None:
-            training = _train_vqvae(config, index, partial, cache=cache, strategy=strategy)
-        else:
-            training = _train_prior(config, index, partial, vqvae=vqvae, strategy=strategy)
         if leads:
             if restart:
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
             write_json(partial / "config.json", record)
+        wait_for_all(strategy)
+        if vqvae is None:
+            training = _train_vqvae(config, index, partial, cache=cache, strategy=strategy)
+        else:
+            training = _train_prior(config, index, partial, vqvae=vqvae, coarse=coarse, strategy=strategy)
         wait_for_all(strategy)
         if leads:
             _fit(training, partial, partial, callbacks)
@@ -114,6 +130,7 @@ def fit_or_load(
                 shutil.rmtree(folder)
             partial.replace(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / CODES).unlink(missing_ok=True)
         else:
             with tempfile.TemporaryDirectory() as own:
                 _fit(training, partial, Path(own), callbacks)
@@ -238,17 +255,27 @@ def _train_vqvae(
 
 
 def _train_prior(
-    config: PriorConfig, index: SliceIndex, folder: Path, *, vqvae: VQVAE, strategy: tf.distribute.Strategy
+    config: PriorConfig,
+    index: SliceIndex,
+    folder: Path,
+    *,
+    vqvae: VQVAE,
+    coarse: PixelCNN | None,
+    strategy: tf.distribute.Strategy,
 ) -> _Training:
     with strategy.scope():
         prior = PixelCNN(config)
         _compile(prior, len(index.train))
+    if coarse is not None:
+        prior.drafter = Drafter(coarse, load_vqvae(vqvae_folder(coarse.folder)), vqvae)
     if not prior.sees_all:
         print(f"note: {prior.sight}")
 
+    given = ("codes", "draft", *prior.condition_sizes)
+
     def grids(codes: Codes, rows: tf.data.Dataset, size: int, part: tuple[int, int] | None) -> tf.data.Dataset:
         with tf.device("CPU:0"):
-            inputs = {name: tf.constant(getattr(codes, name)) for name in ("codes", *prior.condition_sizes)}
+            inputs = {name: tf.constant(getattr(codes, name)) for name in given if name in codes.arrays()}
 
         def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
             return {name: tf.cast(tf.gather(values, rows), tf.int32) for name, values in inputs.items()}
@@ -263,11 +290,9 @@ def _train_prior(
         options = {"num_draws": 1, "endless": size if part else 0}
         return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, **options).map(in_a_view)
 
-    def kept(codes: Codes) -> Codes:  # 20,000 grids of 256x256 are 5 GB in int32
-        return replace(codes, codes=codes.codes.astype(np.min_scalar_type(config.num_embeddings - 1)))
-
-    train = kept(encode_views(vqvae, index.train, config.augmentation, config.num_views))
-    validate = kept(encode_slices(vqvae, index.validate))
+    codes = _codes_to_learn(prior, vqvae, index, folder / CODES)
+    num_grids = config.num_views * len(index.train)
+    train, validate = codes[:num_grids], codes[num_grids:]
     return _Training(
         prior,
         lambda epoch, size, part: grids(train, rows(epoch, size, part), size, part),
@@ -277,6 +302,24 @@ def _train_prior(
         picture=SampleGrid(vqvae, folder / "samples.png"),
         patience=config.patience,
     )
+
+
+def _codes_to_learn(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, file: Path) -> Codes:
+    """Return the codes of all views of train, and after them those of validate; from a file, which is made if need be.
+
+    The file is there while the training is not complete: one that goes on encodes nothing again.
+    """
+    config, drafter = prior.config, prior.drafter
+    if file.exists():
+        try:
+            return Codes.load(file)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            print(f"note: {file} cannot be read ({' '.join(str(error).split())[:100]}); the slices are encoded again")
+    train = encode_views(vqvae, index.train, config.augmentation, config.num_views, drafter=drafter)
+    codes = joined([train, encode_slices(vqvae, index.validate, split="validate", drafter=drafter, compact=True)])
+    if file.parent.is_dir():  # that of the chief
+        codes.save(file)
+    return codes
 
 
 def _compile(model: VQVAE | PixelCNN, num_items: int) -> None:

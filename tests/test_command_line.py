@@ -59,6 +59,7 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
         assert {"slice_index", "label", "subject"} <= set(codes)
     metrics = json.loads((tmp_path / "v" / "metrics.json").read_text())
     assert {"ssim", "brain_ssim", "baselines", "intervals", "training_seconds"} <= set(metrics)
+    assert 0 <= json.loads((tmp_path / "v-prior" / "metrics.json").read_text())["lesion_auroc"] <= 1
     for name, said in (("v", "all-black image scores"), ("v-prior", "nearest_training_distance")):
         text = card(Path(name), "Made-up people.", "one core")
         assert (
@@ -172,7 +173,7 @@ def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
         ("train-vqvae", *data, "--recipe", "default128", "--image-size", "32", "--epochs", "1", "--out", v,
          "--fit", "stretch", "--flip-left-right", "--max-shift", "2", "--upside-down-copies", "--cache"),
         ("train-prior", *data, "--vqvae", v, "--recipe", "keras_io", "--condition-on", "slice_index", "label",
-         "--epochs", "1", "--precision", "mixed_bfloat16", "--out", p),
+         "--epochs", "1", "--patience", "4", "--precision", "mixed_bfloat16", "--out", p),
         ("evaluate", v, *data, "--limit-train", "5"),
         ("generate", "--prior", p, "-n", "2", "--label", "AD", "--slice-index", "79", "--out", new),
     ):  # fmt: skip
@@ -181,7 +182,7 @@ def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
     assert (config["fit"], config["max_shift"], config["upside_down_copies"]) == ("stretch", 2, True)
     config = json.loads((tmp_path / "v-prior" / "config.json").read_text())["config"]
     assert (config["first_slice"], config["num_slices"], config["num_labels"]) == (78, 3, 2)
-    assert config["precision"] == "mixed_bfloat16"
+    assert config["precision"] == "mixed_bfloat16" and config["patience"] == 4
     with np.load(tmp_path / "new" / "codes.npz") as codes:
         assert codes["label"].tolist() == [1, 1] and codes["slice_index"].tolist() == [79, 79]
     provenance = json.loads((tmp_path / "new" / "provenance.json").read_text())
@@ -193,6 +194,11 @@ def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):
     capsys.readouterr()
     told = fails(capsys, "generate", "--prior", f"{p}2", "--label", "AD", "--out", new)
     assert "label is no condition of this prior" in told
+    assert main(["generate", "--prior", p, "-n", "2", "--unconditional", "--out", new]) == 0
+    with np.load(tmp_path / "new" / "codes.npz") as codes:
+        assert codes["label"].tolist() == codes["slice_index"].tolist() == [-1, -1]
+    told = fails(capsys, "generate", "--prior", p, "--unconditional", "--label", "AD", "--out", new)
+    assert "--unconditional is without" in told
 
 
 def test_download_wants_the_terms_accepted(tmp_path, capsys):

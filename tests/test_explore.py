@@ -1,5 +1,6 @@
 """The explorers without a browser: sliders are set, and the mouse's messages sent, as a browser's would be."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from conftest import PRIOR_CONFIG, VQVAE_CONFIG
 
 import oasis_vq as ovq
 from oasis_vq.explore import LIMIT, NUM_COMPLETIONS, NUM_SAMPLES
@@ -179,6 +181,17 @@ def test_completions_keep_the_rows(prior, vqvae, index):
     assert (explorer.codes[:, :3] == known[:, :3]).all() and (explorer.codes[:, 3:] != known[:, 3:]).any()
     explorer.controls["rows_kept"].value = 8
     assert (explorer.codes == known).all()
+
+
+def test_completions_are_of_the_class_of_their_slice(adni, tmp_path):
+    index = ovq.find_slices(adni)
+    vqvae = ovq.fit_or_load(tmp_path / "v", dataclasses.replace(VQVAE_CONFIG, epochs=1), index)
+    prior = ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, epochs=1), index, vqvae=vqvae)
+    sick = index.test[index.test.label == 1]
+    explorer = ovq.explore_completions(prior, vqvae, sick)
+    known = vqvae.encode(first_slice(explorer, sick, 32))
+    given = {"prefix": known[:, :4], "slice_index": explorer.values()["position"], "label": 1}
+    np.testing.assert_array_equal(explorer.codes, ovq.sample_codes(prior, NUM_COMPLETIONS, **given))
 
 
 def test_samples_are_those_of_the_sliders(prior, vqvae):

@@ -180,6 +180,13 @@ def slice_missing(folder, file):
     file.unlink()
 
 
+def test_positions_that_are_not_trained_on_are_told(copied):
+    for file in (copied / TRAIN).glob("case_*_slice_[25].nii.png"):
+        file.unlink()
+    (found,) = (finding for finding in ovq.check_folder(copied)[1] if finding.kind == "gap")
+    assert "no training slice is at position 2, 5" in str(found) and not found.is_error
+
+
 @pytest.mark.parametrize(
     ("plant", "kind"),
     [

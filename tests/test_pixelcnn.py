@@ -64,7 +64,7 @@ def test_changing_a_code_changes_no_logit_at_or_before_it(name):
 def influence(prior, row, column):
     """Whether each code of the grid changes the logits at a position: (h, w) bool, from input gradients."""
     vectors = prior.code_embedding(tf.constant(some_codes(prior.config, 1)))
-    condition, position = prior.condition_vector(1, {}), prior.position[None]
+    condition, position = prior.condition_vector(1, {}), prior.places()
     with tf.GradientTape() as tape:
         tape.watch(vectors)
         heard = prior.down(vectors, condition, position)
@@ -115,16 +115,21 @@ def test_one_masked_stack_has_a_blind_spot_and_attention_sees_past_it():
 
 
 def test_summary_compares_the_receptive_field_with_the_grid():
-    for blocks, expected in (
-        (4, "sees 6 rows up and 6 columns to each side; the grid is 7x7: all of it."),
-        (3, "further."),
-    ):
-        prior = ovq.PixelCNN(
-            dataclasses.replace(SMALL, grid_shape=(7, 7), first_kernel_size=5, num_residual_blocks=blocks)
-        )
+    small = {"grid_shape": (7, 7), "first_kernel_size": 5}
+    for more, expected in (
+        ({"architecture": "gated", "num_residual_blocks": 4},
+         "sees 6 rows up and 6 columns to each side; the grid is 7x7: all of it."),
+        ({"architecture": "gated", "num_residual_blocks": 3}, "the grid is 7x7. Larger kernels, more blocks or"),
+        ({"num_residual_blocks": 4}, "the grid is 7x7, and to the upper right is a blind spot"),
+        ({"num_residual_blocks": 4, "num_attention_layers": 1}, "all of it."),
+    ):  # fmt: skip
+        prior = randomised(dataclasses.replace(SMALL, **small, **more))
         lines = []
         prior.summary(print_fn=lines.append)
-        assert lines[-1].endswith(expected) and prior.sees_all == (blocks == 4)
+        assert expected in lines[-1] and prior.sees_all == lines[-1].endswith("all of it.")
+        if not prior.attention:  # from the first column of a row its blind spot is the widest
+            past = np.arange(49).reshape(7, 7) < 14
+            assert influence(prior, 2, 0)[past].all() == prior.sees_all
 
 
 @pytest.mark.parametrize("name", [name for name, config in ARCHITECTURES.items() if config.num_slices])
@@ -251,6 +256,13 @@ def test_prior_learns_more_than_the_histogram(models, index, vqvae, prior):
     assert report["bits_per_code"] < report["baselines"]["unigram"] < report["baselines"]["uniform"] == 5.0
     assert report["bits_per_image"] == pytest.approx(64 * report["bits_per_code"])
     assert 0 < report["accuracy"] < 1
+    gap = report["validate_bits_per_code"] - report["train_bits_per_code"]
+    assert report["train_validate_gap"] == pytest.approx(gap)
+    assert report["validate_bits_per_code"] < report["validate_baselines"]["unigram"]
+    codes = ovq.encode_slices(vqvae, index.test)
+    untold = -prior.log_prob(codes.codes) / np.log(2) / 64
+    assert report["unconditional_bits_per_code"] == pytest.approx(untold.mean(), rel=1e-4)
+    assert report["bits_per_code"] < untold.mean() < report["baselines"]["unigram"]  # to be told helps, and need not be
 
 
 def test_saved_and_loaded_prior_is_the_same(tmp_path):

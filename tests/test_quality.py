@@ -29,6 +29,8 @@ def test_density_and_coverage_count_neighbourhoods():
     assert density == pytest.approx(1, abs=0.15) and coverage > 0.9
     assert quality.density_and_coverage(many, np.zeros((500, 8)), alone)[1] < 0.5  # one mode, many times
     assert quality.density_and_coverage(many, many + 50, alone) == (0.0, 0.0)
+    for owners in (np.zeros(500), np.repeat([0, 1], [497, 3])):  # nobody has five neighbours among other people
+        assert np.isnan(quality.density_and_coverage(many, many + 50, owners)).all()
 
 
 def test_slices_of_one_person_make_no_neighbourhood():

@@ -13,7 +13,7 @@ from oasis_vq import sampling
 
 
 @tf.function(jit_compile=True)
-def along_the_way(prior, codes, condition):
+def along_the_way(prior, codes, condition, draft):
     """Codes (b, h, w), and the logits (h * w, b, k) that the sampler sees on its way through them."""
     size, height, width = codes.shape
     flat = tf.transpose(tf.reshape(codes, (size, height * width)))
@@ -23,14 +23,16 @@ def along_the_way(prior, codes, condition):
 
     seen = tf.zeros((*flat.shape, prior.config.num_embeddings))
     caches = sampling.empty_caches(prior, size)
-    taken, _, seen = sampling.in_raster_order(prior, condition, follow, seen, (0, height), tf.zeros_like(codes), caches)
+    given, nothing = (condition, prior.places(draft)), tf.zeros_like(codes)
+    taken, _, seen = sampling.in_raster_order(prior, given, follow, seen, (0, height), nothing, caches)
     return taken, seen
 
 
-def cached_logits(prior, codes, **conditions):
+def cached_logits(prior, codes, draft=None, **conditions):
     given = {name: tf.constant(values) for name, values in prior.checked_conditions(len(codes), **conditions).items()}
     condition = prior.condition_vector(len(codes), given)
-    taken, logits = along_the_way(prior, tf.constant(codes, tf.int32), condition)
+    draft = None if draft is None else tf.constant(draft, tf.int32)
+    taken, logits = along_the_way(prior, tf.constant(codes, tf.int32), condition, draft)
     np.testing.assert_array_equal(taken, codes)
     return logits.numpy().transpose(1, 0, 2).reshape(*codes.shape, -1)
 
@@ -124,9 +126,15 @@ def test_prefix_is_kept_and_completed_from_the_same_draws():
     np.testing.assert_array_equal(
         ovq.sample_codes(prior, 3, seed=0, slice_index=1, label=0, prefix=whole[:, :2]), whole
     )
-    completed = ovq.sample_codes(prior, 3, seed=0, prefix=codes[:, :2])
+    completed = ovq.sample_codes(prior, 3, seed=0, slice_index=1, label=0, prefix=codes[:, :2])
     np.testing.assert_array_equal(completed[:, :2], codes[:, :2])
     assert not np.array_equal(completed[:, 2:], codes[:, 2:])
+    assert not np.array_equal(completed[:, 2:], whole[:, 2:])  # the rows that are drawn hear the given ones
+    options = {"seed": 0, "slice_index": 1, "label": 0, "prefix": codes[:, :2]}
+    np.testing.assert_array_equal(completed, ovq.sample_codes(prior, 3, **options, cached=False))
+    likeliest = ovq.sample_codes(prior, 3, **options, top_k=1)
+    follows = prior.logits(likeliest, slice_index=1, label=0).argmax(axis=-1)
+    np.testing.assert_array_equal(likeliest[:, 2:], follows[:, 2:])
     np.testing.assert_array_equal(ovq.sample_codes(prior, 2, prefix=codes[0])[1], codes[0])
 
 
@@ -156,7 +164,7 @@ def test_temperature_top_k_and_top_p():
     best = prior.logits(greedy, slice_index=0, label=0).argmax(-1)
     np.testing.assert_array_equal(greedy, best)
     np.testing.assert_array_equal(
-        ovq.sample_codes(prior, 4, seed=1, top_k=7), ovq.sample_codes(prior, 4, seed=1, top_p=1.0)
+        ovq.sample_codes(prior, 4, seed=1, top_k=7), ovq.sample_codes(prior, 4, seed=1, top_p=1)
     )
 
 

@@ -23,6 +23,11 @@ def test_index_has_the_cohort_and_no_subject_twice(index):
     assert index.slice_range == (0, 7) and index.num_labels == 0
 
 
+def test_positions_at_shares_are_those_there_are(index, adni):
+    assert index.positions_at(0.42) == 3 and index.positions_at([0, 0.5, 1]).tolist() == [0, 4, 7]
+    assert ovq.find_slices(adni).positions_at([0, 1]).tolist() == [78, 80]
+
+
 def test_slices_sort_by_number_not_by_letters(cohort, copied):
     for number in (10, 9):
         source = copied / TRAIN / "case_001_slice_0.nii.png"

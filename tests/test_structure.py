@@ -30,7 +30,7 @@ ALLOWED = {
     "pixelcnn": {"causal", "config", "devices", "runtime", "vqvae"},
     "sampling": {"pixelcnn", "vqvae"},
     "metrics": set(),
-    "codes": {"config", "files", "slices", "streams", "vqvae"},
+    "codes": {"config", "files", "pixelcnn", "slices", "streams", "vqvae"},
     "folders": {"config", "pixelcnn", "slices", "vqvae"},
     "callbacks": {"files", "pixelcnn", "sampling", "vqvae"},
     "training": {
@@ -39,7 +39,7 @@ ALLOWED = {
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "search": {"config", "evaluation", "files", "folders", "pixelcnn", "slices", "training", "vqvae"},
     "quality": {"codes", "guard", "pixelcnn", "sampling", "slices", "streams", "vqvae"},
-    "reports": {"config", "evaluation", "files", "folders", "quality", "slices"},
+    "reports": {"anomaly", "config", "evaluation", "files", "folders", "quality", "slices"},
     "anomaly": {"codes", "evaluation", "metrics", "pixelcnn", "slices", "streams", "vqvae"},
     "inspection": set(),
     "figures": {"config", "files"},

@@ -7,6 +7,7 @@ python tools/model_card.py saved_models/ixi128 --data "..." --machine "2 cores, 
 import argparse
 import inspect
 import json
+import os
 from pathlib import Path
 
 from oasis_vq.config import PriorConfig, VQVAEConfig
@@ -19,8 +20,10 @@ COMMANDS = {
     "VQVAE": "train-vqvae --data {data} --recipe {recipe}{options} --out {folder}",
     "PixelCNN": "train-prior --data {data} --vqvae {vqvae} --recipe {recipe}{options} --out {folder}",
 }
-FROM_DATA = ("grid_shape", "num_embeddings", "first_slice", "num_slices", "num_labels")
-"""Fields of a prior that come from the slices and from the VQ-VAE."""
+FROM_DATA = (
+    "grid_shape", "num_embeddings", "refines", "first_slice", "num_slices", "num_labels",
+)  # fmt: skip
+"""Fields of a prior that come from the slices, from the VQ-VAE and from the prior it refines."""
 WHAT = {
     "VQVAE": "VQ-VAE: slices to grids of codes and back. `ovq.load_vqvae({name!r})` loads it.",
     "PixelCNN": "PixelCNN prior over the codes of [{vqvae.name}](../{vqvae.name}): new grids of codes, conditional on "
@@ -57,6 +60,8 @@ def card(folder: Path, data: str, machine: str) -> str:
     }  # fmt: skip
     scores, *samples = report_texts(metrics)
     options, rest = beyond_recipe(kind, config)
+    if "coarse" in record:
+        options = f" --coarse {os.path.normpath(folder / record['coarse']['folder'])}{options}"
     command = COMMANDS[kind].format(**names, options=options)
     made = f"Made with {rest} set in Python" if rest else "Made"
     parts = [
