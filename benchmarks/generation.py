@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from turns import in_turns, training_rate
 
@@ -92,6 +93,25 @@ def scores(prior: ovq.PixelCNN, vqvae: ovq.VQVAE, index: ovq.SliceIndex) -> dict
     }
 
 
+def plot_levels(prior: ovq.PixelCNN, index: ovq.SliceIndex, columns: int = 8) -> plt.Figure:
+    """Show coarse samples over what a prior makes of them, and reconstructions of validation slices at the same level.
+
+    Args:
+        prior: one that refines drafts.
+        index: of the slices.
+        columns: of the picture, each at a slice position of its own.
+    """
+    positions = index.positions_at(np.linspace(0.13, 0.84, columns))
+    drafter, options = prior.drafter, {"seed": 0, "slice_index": positions}
+    coarse = ovq.sample_codes(drafter.prior, columns, **options)
+    fine = ovq.sample_codes(prior, columns, **options, draft=drafter.of_codes(coarse))
+    rows = [np.flatnonzero(index.validate.slice == position)[0] for position in positions]
+    slices = ovq.load_images(index.validate[np.array(rows)], image_size=drafter.fine.config.image_size)
+    images = drafter.coarse.decode(coarse), drafter.fine.decode(fine), drafter.fine.reconstruct(slices)
+    titles = [f"{what}, slice {at}" for what in ("coarse", "refined", "reconstruction") for at in positions]
+    return ovq.plot_slices(np.concatenate(images), titles=titles, columns=columns)
+
+
 def main() -> None:
     """Train, score, and write a row for each prior."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,11 +124,12 @@ def main() -> None:
     arguments = parser.parse_args()
     device = start_tensorflow()
     index, vqvae = ovq.find_slices(arguments.data), ovq.load_vqvae(arguments.vqvae)
-    about = {"vqvae": vqvae.folder.name, "device": device, "data": arguments.data.name}
+    folder = vqvae.folder.parent if vqvae.folder.name == "vqvae" else vqvae.folder  # those of reproduce.py
+    about = {"vqvae": folder.name, "device": device, "data": arguments.data.name}
     RESULTS.mkdir(parents=True, exist_ok=True)
 
     def row_file(text: str) -> Path:
-        text = f"{arguments.data.name} {vqvae.folder.name} {text}"
+        text = f"{arguments.data.name} {about['vqvae']} {text}"
         return RESULTS / f"{re.sub(r'[^a-z0-9.]+', '_', text.lower())}.json"
 
     if arguments.prior:
@@ -139,6 +160,8 @@ def main() -> None:
             prior = ovq.fit_or_load(folder, config, index, vqvae=vqvae)
             sixteen = ovq.plot_slices(vqvae.decode(ovq.sample_codes(prior, 16, seed=0)))
             ovq.save_figure(sixteen, "sixteen", folder=folder)
+        if prior.drafter:
+            ovq.save_figure(plot_levels(prior, index), file.stem, folder=RESULTS)
         row = scores(prior, vqvae, index) | {"samples": {}} | row
         print(f"{name}: {row['validate_bits_per_code']:.3f} bits per code", flush=True)
         for temperature in arguments.temperatures:
