@@ -1,6 +1,5 @@
 """The explorers without a browser: sliders are set, and the mouse's messages sent, as a browser's would be."""
 
-import dataclasses
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from conftest import PRIOR_CONFIG, VQVAE_CONFIG
+from conftest import PRIOR_CONFIG
 
 import oasis_vq as ovq
 from oasis_vq.explore import LIMIT, NUM_COMPLETIONS, NUM_SAMPLES
@@ -183,10 +182,9 @@ def test_completions_keep_the_rows(prior, vqvae, index):
     assert (explorer.codes == known).all()
 
 
-def test_completions_are_of_the_class_of_their_slice(adni, tmp_path):
+def test_completions_are_of_the_class_of_their_slice(adni, vqvae):
     index = ovq.find_slices(adni)
-    vqvae = ovq.fit_or_load(tmp_path / "v", dataclasses.replace(VQVAE_CONFIG, epochs=1), index)
-    prior = ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, epochs=1), index, vqvae=vqvae)
+    prior = ovq.PixelCNN(PRIOR_CONFIG.conditioned_by(index))
     sick = index.test[index.test.label == 1]
     explorer = ovq.explore_completions(prior, vqvae, sick)
     known = vqvae.encode(first_slice(explorer, sick, 32))
