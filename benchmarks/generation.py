@@ -14,6 +14,7 @@ a row, are in benchmarks/results/generation, and the table of all is benchmarks/
 import argparse
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -177,10 +178,10 @@ def summarise() -> None:
     rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
     rows = [row for row in rows if "validate_bits_per_code" in row]
     table = []
-    rows = sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_code"]))
+    rows = sorted(rows, key=lambda row: (row["vqvae"], row["validate_bits_per_image"]))
     drawn = [(row, temperature) for row in rows for temperature in sorted(row["samples"])]
     for row, temperature in drawn:
-        bits = row["validate_bits_per_code"]
+        bits, positions = row["validate_bits_per_code"], math.prod(row["config"]["grid_shape"])
         samples = row["samples"][temperature]
         ceiling = samples["ceiling"]
         told, limit = (f"{part['classifier_accuracy']:.2f}" for part in (samples, ceiling))
@@ -192,7 +193,7 @@ def summarise() -> None:
             "minutes": f"{row['training_seconds'] / 60:.0f}",
             "weights": f"{row['num_parameters']:,}",
             "bits per code": f"{bits:.3f}",
-            "of per position": f"{bits / row['baselines']['per_position']:.3f}",
+            "of per position": f"{row['validate_bits_per_image'] / (positions * row['baselines']['per_position']):.3f}",
             "in training": f"{row['train_bits_per_code']:.3f}",
             "bits an image": f"{row['validate_bits_per_image']:,.0f}",
             "classifier (ceiling)": f"{told} ({limit})" + ", void" * (not is_valid(samples)),

@@ -152,7 +152,7 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
             report[f"{split}coarse_bits_per_image"] = bits_of_coarse(prior, part)
             report[f"{split}bits_per_image"] += report[f"{split}coarse_bits_per_image"]
     report["train_validate_gap"] = report["validate_bits_per_code"] - report["train_bits_per_code"]
-    if prior.condition_sizes:
+    if prior.condition_sizes and prior.config.condition_dropout:
         report["unconditional_bits_per_code"] = float(code_scores(prior, codes["test"], conditioned=False)[0].mean())
     for split, prefix in (("test", ""), ("validate", "validate_")):
         known = codes["train"].codes, codes[split].codes, prior.config.num_embeddings
@@ -213,8 +213,13 @@ def table(report: dict) -> str:
             continue
         low_high = "{:.3f} to {:.3f}".format(*intervals[name]) if name in intervals else ""
         others: list = [part.get(name) if isinstance(part, dict) else None for part in baselines.values()]
-        if name.endswith("bits_per_code"):
-            others = list(report.get(name.replace("bits_per_code", "baselines"), {}).values())
+        split = name.removesuffix("bits_per_code").removesuffix("bits_per_image")
+        coarse = report.get(f"{split}coarse_bits_per_image")
+        if name.endswith("bits_per_code") and coarse is None:
+            others = list(report.get(f"{split}baselines", {}).values())
+        elif name == f"{split}bits_per_image" and coarse is not None:  # the baselines do without the coarse grid
+            positions = (value - coarse) / report[f"{split}bits_per_code"]
+            others = [positions * bits for bits in report.get(f"{split}baselines", {}).values()]
         cells = "".join(f"{'' if other is None else format(other, '.3f'):>14}" for other in others)
         lines.append(f"{name:<28}{value:>10.3f}{low_high:>20}{cells}".rstrip())
     if "ssim" in report:

@@ -263,7 +263,8 @@ def explore_completions(prior: PixelCNN, vqvae: VQVAE, slices: Slices) -> Explor
         if prior.drafter:  # of the coarse rows that cover those that are kept
             whole = prior.drafter.coarse.encode(image)
             rows = -(-rows_kept * whole.shape[1] // height)
-            coarse = sample_codes(prior.drafter.prior, NUM_COMPLETIONS, prefix=whole[:, :rows], **options)
+            told = prior.drafter.prior.known_conditions(known_of_it["slice_index"], known_of_it["label"])
+            coarse = sample_codes(prior.drafter.prior, NUM_COMPLETIONS, prefix=whole[:, :rows], **(options | told))
             options["draft"] = prior.drafter.of_codes(coarse)
         codes = sample_codes(prior, NUM_COMPLETIONS, prefix=known[:, :rows_kept], **options)
         kept = vqvae.decode(known)[0]

@@ -183,11 +183,30 @@ def new_record(
         "data": {"name": index.root.name, "num_train": len(index.train), **data},
     }
     if coarse is not None:
-        size = load_vqvae(vqvae_folder(coarse.folder)).config.image_size
-        if vqvae is None or size != vqvae.config.image_size:
-            raise ValueError(f"A draft is of the same size as the slices of the VQ-VAE. Received: coarse of {size}.")
+        _require_coarser(coarse, vqvae, record["data"], folder)
     needed = {"vqvae": vqvae, "coarse": coarse}
     return record | {name: _reference(model, folder) for name, model in needed.items() if model is not None}
+
+
+def _require_coarser(coarse: PixelCNN, fine: VQVAE, data: dict, folder: Path) -> None:
+    """Raise ValueError if a prior of a folder cannot refine what a coarse prior draws."""
+    if coarse.folder.resolve() == folder.resolve():
+        raise ValueError(f"A prior refines another one. Received: {folder} for both.")
+    if coarse.config.refines:
+        raise ValueError(f"There are two levels at most. Received: {coarse.folder}, which refines drafts itself.")
+    of_coarse = load_vqvae(vqvae_folder(coarse.folder)).config
+    for name in ("image_size", "fit"):
+        theirs, ours = getattr(of_coarse, name), getattr(fine.config, name)
+        if theirs != ours:
+            raise ValueError(f"The VQ-VAEs of two levels have one {name}. Received: {theirs} below {ours}.")
+    if of_coarse.downsampling <= fine.config.downsampling:
+        known = f"{of_coarse.downsampling}x below {fine.config.downsampling}x"
+        raise ValueError(f"A coarse VQ-VAE downsamples more than the fine one. Received: {known}.")
+    trained_on = read_record(coarse.folder)["data"]
+    if trained_on["train"] != data["train"]:
+        name, ours = trained_on["name"], data["name"]
+        print(f"note: {coarse.folder.name} was trained on other slices ({name}) than these ({ours}): are there people "
+              "of this validation or test among them?")  # fmt: skip
 
 
 def in_use(folder: Path) -> bool:

@@ -315,6 +315,8 @@ def generate(
     vqvae = folders.load_vqvae(folders.vqvae_folder(prior))
     asked = {"slice_index": slice_index, "label": None if label is None else LABELS.index(label)}
     if unconditional:
+        if not model.config.condition_dropout:
+            raise ValueError(f"{prior} was told position and class of every grid: it cannot draw without them.")
         if slice_index is not None or label is not None:
             raise ValueError("--unconditional is without --slice-index and --label: leave them out.")
         asked = dict.fromkeys(asked, UNKNOWN)
@@ -343,7 +345,7 @@ def evaluate(
 ) -> None:
     """Score a VQ-VAE or a prior on the test split beside its baselines; writes metrics.json in the model folder.
 
-    A prior is scored by the bits a code costs, and by its samples.
+    A prior is scored by the bits a code costs, by its samples, and by how it tells slices with planted lesions.
 
     Args:
         model: model folder.

@@ -124,7 +124,7 @@ def sample_table(report: dict) -> str:
     lines = [f"{'':<28}{'samples':>10}" + "".join(f"{name:>10}" for name in others)]
     for name in report["ceiling"]:
         cells = (report[other].get(name) for other in others)
-        own = f"{name:<28}{report[name]:>10.3f}"
+        own = f"{name:<28}{'-' if report[name] is None else format(report[name], '.3f'):>10}"
         lines.append(own + "".join(f"{'' if cell is None else format(cell, '.3f'):>10}" for cell in cells).rstrip())
     if not is_valid(report):
         lines.append("The classifier's accuracy is void: the ceiling must have 0.45 to 0.55, the floor at least 0.95.")

@@ -1,5 +1,6 @@
 """What a model folder's model is worth, as numbers and as text, and where it comes from."""
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -28,8 +29,8 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
 
     A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`; and
-    `lesion_auroc` is that of `find_lesions`. A fingerprint of the test slices stands beside the scores: those of other
-    slices are not taken for theirs.
+    `lesion_auroc` is that of `find_lesions`, without drafts and where enough slices show brain. A fingerprint of the
+    test slices stands beside the scores: those of other slices are not taken for theirs.
 
     Args:
         folder: of the model, or its name in `Paths.models`.
@@ -52,7 +53,9 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     else:
         prior, vqvae = load_prior(folder), load_vqvae(vqvae_folder(folder))
         report = evaluate_prior(prior, vqvae, index) | evaluate_samples(prior, vqvae, index)
-        report["lesion_auroc"] = find_lesions(prior, vqvae, index)["auroc"]
+        if prior.drafter is None:  # a draft already shows a lesion
+            with contextlib.suppress(ValueError):  # too few slices with brain
+                report["lesion_auroc"] = find_lesions(prior, vqvae, index)["auroc"]
     write_json(file, {**known, **report, **scored})
     return {**known, **report, **scored}
 
@@ -82,7 +85,8 @@ def provenance(folders: Sequence[str | Path]) -> dict:
     models = {}
     for folder in map(model_folder, folders):
         record = read_record(folder)
-        models[folder.name] = {"sha256": sha256(folder / "model.keras"), **record}
+        name = folder.name if folder.name not in models else f"{folder.parent.name}/{folder.name}"
+        models[name] = {"sha256": sha256(folder / "model.keras"), **record}
     return {
         "oasis_vq": __version__,
         "python": platform.python_version(),

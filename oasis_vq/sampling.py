@@ -80,7 +80,8 @@ def sample_codes(
         coarse_prior = prior.drafter.prior
         k = top_k and min(top_k, coarse_prior.config.num_embeddings)
         options = {"temperature": temperature, "top_k": k, "top_p": top_p, "cached": cached}
-        draft = prior.drafter.of_codes(sample_codes(coarse_prior, n, seed=seed, **options, **conditions))
+        told = coarse_prior.known_conditions(conditions["slice_index"], conditions["label"])
+        draft = prior.drafter.of_codes(sample_codes(coarse_prior, n, seed=seed, **options, **told))
     if config.refines or draft is not None:
         conditions["draft"] = prior.checked_draft(n, draft)
     k, p = config.num_embeddings if top_k is None else top_k, 1.0 if top_p is None else float(top_p)

@@ -5,6 +5,7 @@ whole.
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import shutil
 import signal
@@ -12,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from oasis_vq.folders import (
     new_record,
     read_history,
     refuse_other,
+    sha256,
     vqvae_folder,
 )
 from oasis_vq.guard import checked
@@ -43,7 +44,7 @@ from oasis_vq.slices import SliceIndex, Slices
 from oasis_vq.streams import epoch_orders, load_images, make_dataset, part_of_batches
 from oasis_vq.vqvae import VQVAE
 
-CODES = "codes.npz"
+CODES = "codes-*.npz"
 """What a prior learns, in its folder while it is trained."""
 NUM_SHOWN = 8
 """Slices of validate in reconstructions.png."""
@@ -74,7 +75,8 @@ def fit_or_load(
         config: what to train; a prior's slice positions and labels are set to those of the data.
         index: the slices; train is trained on, validate is scored after every epoch, test is left alone.
         vqvae: for a prior, the VQ-VAE whose codes it learns; one that `fit_or_load` or `load_vqvae` has returned.
-        coarse: for a prior, the one whose grids it refines, over the codes of a coarser VQ-VAE; likewise loaded.
+        coarse: for a prior, the one whose samples it refines, over the codes of a coarser VQ-VAE; likewise loaded. It
+            sets the configuration's `refines`.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
         callbacks: of Keras, beside what is always there: history.csv, log.txt and checkpoints; reconstructions.png,
@@ -103,7 +105,7 @@ def fit_or_load(
     partial = folder.with_name(f"{folder.name}.partial")
     record = new_record(config, index, folder, vqvae, coarse)
     for place in (folder, partial):
-        if in_use(place):
+        if in_use(place) and (place == folder or _checkpoints(partial)):
             refuse_other(place, record, restart=restart)
     if in_use(folder) and not restart:
         return load_model(folder, record["model"])
@@ -113,6 +115,7 @@ def fit_or_load(
         print(f"note: {note}".replace(str(index.root), index.root.name))
     with _logged(partial if leads else None), _stoppable(partial, config):
         keras.utils.set_random_seed(config.seed)
+        wait_for_all(strategy)
         if leads:
             if restart:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -130,7 +133,8 @@ def fit_or_load(
                 shutil.rmtree(folder)
             partial.replace(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            (folder / CODES).unlink(missing_ok=True)
+            for file in folder.glob(CODES):
+                file.unlink()
         else:
             with tempfile.TemporaryDirectory() as own:
                 _fit(training, partial, Path(own), callbacks)
@@ -290,7 +294,7 @@ def _train_prior(
         options = {"num_draws": 1, "endless": size if part else 0}
         return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, **options).map(in_a_view)
 
-    codes = _codes_to_learn(prior, vqvae, index, folder / CODES)
+    codes = _codes_to_learn(prior, vqvae, index, folder, keep=is_chief(strategy))
     num_grids = config.num_views * len(index.train)
     train, validate = codes[:num_grids], codes[num_grids:]
     return _Training(
@@ -304,20 +308,28 @@ def _train_prior(
     )
 
 
-def _codes_to_learn(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, file: Path) -> Codes:
-    """Return the codes of all views of train, and after them those of validate; from a file, which is made if need be.
+def _codes_to_learn(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, folder: Path, *, keep: bool) -> Codes:
+    """Return the codes of all views of train, and after them those of validate; from a file in a folder if it is there.
 
-    The file is there while the training is not complete: one that goes on encodes nothing again.
+    The file is there while the training is not complete: one that goes on encodes nothing again. Its name says what it
+    was made from. The chief keeps it.
     """
     config, drafter = prior.config, prior.drafter
+    models = [vqvae, drafter.coarse] if drafter else [vqvae]
+    made_from = [sha256(model.folder / "model.keras") for model in models]
+    made_from += [part.fingerprint(modified=True) for part in (index.train, index.validate)]
+    made_from += [str(config.augmentation), str(config.num_views)]
+    file = folder / CODES.replace("*", hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12])
     if file.exists():
         try:
             return Codes.load(file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a broken archive has many kinds
             print(f"note: {file} cannot be read ({' '.join(str(error).split())[:100]}); the slices are encoded again")
     train = encode_views(vqvae, index.train, config.augmentation, config.num_views, drafter=drafter)
     codes = joined([train, encode_slices(vqvae, index.validate, split="validate", drafter=drafter, compact=True)])
-    if file.parent.is_dir():  # that of the chief
+    if keep:
         codes.save(file)
     return codes
 

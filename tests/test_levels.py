@@ -17,6 +17,7 @@ import oasis_vq as ovq
 from oasis_vq.__main__ import main
 from oasis_vq.codes import encode_views
 from oasis_vq.config import Augmentation
+from oasis_vq.evaluation import table
 
 COARSE_VQVAE = dataclasses.replace(VQVAE_CONFIG, downsampling=8, epochs=5)
 
@@ -100,12 +101,25 @@ def test_a_prior_hears_what_its_draft_tells(fine_prior, vqvae, index):
     assert own < ovq.code_scores(fine_prior, others)[0].mean()
 
 
+def test_a_coarse_prior_is_told_what_it_knows(fine_prior, index):
+    """Not the positions that the fine one is told, if it was trained without."""
+    untold = ovq.PixelCNN(dataclasses.replace(fine_prior.drafter.prior.config, num_slices=0))
+    told, fine_prior.drafter = fine_prior.drafter, dataclasses.replace(fine_prior.drafter, prior=untold)
+    try:
+        assert ovq.sample_codes(fine_prior, 2, slice_index=3).shape == (2, 8, 8)
+    finally:
+        fine_prior.drafter = told
+
+
 def test_scores_count_the_bits_of_both_grids(fine_prior, coarse_prior, vqvae, index):
     report = ovq.evaluate_prior(fine_prior, vqvae, index)
     below = ovq.evaluate_prior(coarse_prior, fine_prior.drafter.coarse, index)
     own = report["bits_per_code"] * math.prod(fine_prior.config.grid_shape)
     assert report["bits_per_image"] == pytest.approx(own + below["bits_per_image"])
     assert report["coarse_bits_per_image"] == pytest.approx(below["bits_per_image"])
+    lines = {line.split()[0]: line.split()[1:] for line in table(report).splitlines() if line.strip()}
+    assert len(lines["bits_per_code"]) == 1  # baselines have no draft: they stand beside the bits of both grids
+    assert float(lines["bits_per_image"][-1]) == pytest.approx(64 * report["baselines"]["per_position"], abs=1e-3)
     samples = ovq.evaluate_samples(fine_prior, vqvae, index, num=16, num_repeats=1)
     assert 0 <= samples["classifier_accuracy"] <= 1
 
@@ -153,6 +167,13 @@ def test_what_does_not_fit_is_told(tmp_path, index, models, vqvae, prior, coarse
         fine_prior.logits(codes, draft=np.zeros((3, 8, 8), np.int32))
     with pytest.raises(ValueError, match="completes under given ones"):
         ovq.sample_codes(fine_prior, 2, prefix=codes[:, :3])
+    for below, folder, text in (
+        (fine_prior, "p", "two levels at most"),
+        (prior, "p", "downsamples more than the fine one. Received: 4x below 4x"),
+        (coarse_prior, models / "coarse-prior", "refines another one"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            ovq.fit_or_load(tmp_path / folder, config, index, vqvae=vqvae, coarse=below)
     with pytest.raises(ValueError, match="refines: True, not False"):
         ovq.fit_or_load(models / "fine-prior", config, index, vqvae=vqvae)
     for name in ("small", "fine-prior", "coarse", "coarse-prior"):
