@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import tensorflow as tf
 from turns import Result, in_turns
 
 import oasis_vq as ovq
@@ -22,7 +23,7 @@ def rate(dataset: Iterable, count: int) -> float:
 
 def data(scratch: Path) -> Result:
     """Read a cohort at 256x256: slices a second of each way, and how many times the rate of a training that is."""
-    from oasis_vq.training import _train_vqvae
+    from oasis_vq.preparation import prepare_vqvae
 
     os.environ["OASIS_VQ_CACHE"] = str(scratch / "cache")
     folder = ovq.make_cohort(ROOT / "data" / "phantom256-60", num_subjects=60)
@@ -42,13 +43,14 @@ def data(scratch: Path) -> Result:
         rate(stored, count)
         return lambda: rate(stored, count)
 
-    training = _train_vqvae(config, index, scratch, cache=False)
-    training.model.fit(training.stream(0).take(3), verbose=0)  # traces the step
+    training = prepare_vqvae(config, index, scratch, cache=False, strategy=tf.distribute.get_strategy())
+    stream = training.stream(0, config.batch_size, None)
+    training.model.fit(stream.take(3), verbose=0)  # traces the step
     steps = 12
 
     def train() -> float:
         start = time.perf_counter()
-        training.model.fit(training.stream(0).take(steps), verbose=0)
+        training.model.fit(stream.take(steps), verbose=0)
         return steps * config.batch_size / (time.perf_counter() - start)
 
     cached = {**reading, "cache": True}

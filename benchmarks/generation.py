@@ -27,10 +27,10 @@ import oasis_vq as ovq
 from oasis_vq.config import ROOT
 from oasis_vq.evaluation import bits_of_coarse, code_baselines, code_scores
 from oasis_vq.files import write_json, write_whole
+from oasis_vq.preparation import build_optimizer
 from oasis_vq.quality import is_valid
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import markdown_table
-from oasis_vq.training import build_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "generation"
 

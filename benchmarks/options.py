@@ -18,10 +18,10 @@ import tensorflow as tf
 
 import oasis_vq as ovq
 from oasis_vq.files import write_json, write_whole
+from oasis_vq.preparation import build_optimizer
 from oasis_vq.quantizer import nearest_codes
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import markdown_table
-from oasis_vq.training import build_optimizer
 
 RESULTS = Path(__file__).parent / "results"
 

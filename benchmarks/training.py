@@ -78,7 +78,7 @@ def tensorflow_measures() -> dict[str, Callable[[], float]]:
     import tensorflow as tf
 
     from oasis_vq.causal import GatedBlock
-    from oasis_vq.training import build_optimizer
+    from oasis_vq.preparation import build_optimizer
     from oasis_vq.vqvae import build_decoder, build_encoder, pixel_loss
 
     class WithoutQuantizer(keras.Model):

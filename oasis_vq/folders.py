@@ -119,8 +119,13 @@ def load_model(folder: Path, kind: str) -> VQVAE | PixelCNN:
     model.folder = folder
     if "coarse" in record:
         coarse = load_prior(_referred(folder, record["coarse"], "prior", "grids", "refines"))
-        model.drafter = Drafter(coarse, load_vqvae(vqvae_folder(coarse.folder)), load_vqvae(vqvae_folder(folder)))
+        model.drafter = make_drafter(coarse, load_vqvae(vqvae_folder(folder)))
     return model
+
+
+def make_drafter(coarse: PixelCNN, fine: VQVAE) -> Drafter:
+    """Return what makes drafts for a prior over the codes of a fine VQ-VAE, from a coarse prior that was loaded."""
+    return Drafter(coarse, load_vqvae(vqvae_folder(coarse.folder)), fine)
 
 
 def sha256(file: Path) -> str:
@@ -194,7 +199,7 @@ def _require_coarser(coarse: PixelCNN, fine: VQVAE, data: dict, folder: Path) ->
         raise ValueError(f"A prior refines another one. Received: {folder} for both.")
     if coarse.config.refines:
         raise ValueError(f"There are two levels at most. Received: {coarse.folder}, which refines drafts itself.")
-    of_coarse = load_vqvae(vqvae_folder(coarse.folder)).config
+    of_coarse = VQVAEConfig.from_dict(read_record(vqvae_folder(coarse.folder))["config"])
     for name in ("image_size", "fit"):
         theirs, ours = getattr(of_coarse, name), getattr(fine.config, name)
         if theirs != ours:

@@ -21,6 +21,8 @@ class Recipe:
     description: str
     vqvae: VQVAEConfig
     prior: PriorConfig
+    coarse: str = ""
+    """The recipe whose samples the prior refines, if there are two levels."""
     reported: str = ""
     """What the report it follows claims, on data of its own."""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -85,8 +87,12 @@ _RECIPES = {
     for made in (
         _recipe("default128", "our choice for 128x128 slices", _OURS, _OUR_PRIOR),
         _recipe(
-            "default256", "our choice for 256x256 slices",
-            replace(_OURS, image_size=256, epochs=20), replace(_OUR_PRIOR, batch_size=16),
+            "default256", "our choice for 256x256 slices: its prior refines the samples of coarse256",
+            replace(_OURS, image_size=256, epochs=20), replace(_OUR_PRIOR, num_channels=64), coarse="coarse256",
+        ),
+        _recipe(
+            "coarse256", "the first of two levels: a quarter of the codes of default256",
+            replace(_OURS, image_size=256, downsampling=16, epochs=20), _OUR_PRIOR,
         ),
         _recipe(
             "fine128", "four times the codes of default128: the best reconstructions, a longer code for the prior",

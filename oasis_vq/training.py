@@ -5,7 +5,6 @@ whole.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import shutil
 import signal
@@ -13,8 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -22,35 +21,16 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq import __version__
-from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, ReconstructionGrid, SampleGrid, TrainingLog
-from oasis_vq.codes import Codes, encode_slices, encode_views, joined
+from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, TrainingLog
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
 from oasis_vq.files import write_json
-from oasis_vq.folders import (
-    in_use,
-    load_model,
-    load_vqvae,
-    model_folder,
-    new_record,
-    read_history,
-    refuse_other,
-    sha256,
-    vqvae_folder,
-)
+from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
-from oasis_vq.pixelcnn import Drafter, PixelCNN
-from oasis_vq.slices import SliceIndex, Slices
-from oasis_vq.streams import epoch_orders, load_images, make_dataset, part_of_batches
+from oasis_vq.pixelcnn import PixelCNN
+from oasis_vq.preparation import CODES, Training, prepare_prior, prepare_vqvae
+from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
-
-CODES = "codes-*.npz"
-"""What a prior learns, in its folder while it is trained."""
-NUM_SHOWN = 8
-"""Slices of validate in reconstructions.png."""
-SSIM_CLIP_NORM = 10.0
-"""Largest norm of a VQ-VAE's gradient with the SSIM in its loss, twice the usual one on IXI slices. The SSIM is steep
-where an image is even: longer steps in a row, as the learning rate came to its highest, left two decoders black."""
 
 
 def fit_or_load(
@@ -123,9 +103,9 @@ def fit_or_load(
             write_json(partial / "config.json", record)
         wait_for_all(strategy)
         if vqvae is None:
-            training = _train_vqvae(config, index, partial, cache=cache, strategy=strategy)
+            training = prepare_vqvae(config, index, partial, cache=cache, strategy=strategy)
         else:
-            training = _train_prior(config, index, partial, vqvae=vqvae, coarse=coarse, strategy=strategy)
+            training = prepare_prior(config, index, partial, vqvae=vqvae, coarse=coarse, strategy=strategy)
         wait_for_all(strategy)
         if leads:
             _fit(training, partial, partial, callbacks)
@@ -215,153 +195,7 @@ def _stoppable(folder: Path, config: VQVAEConfig | PriorConfig) -> Iterator[None
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A compiled model and what it is trained on.
-
-    `stream(epoch, batch_size, part)` begins with the order of that epoch; `part` as in `make_dataset`.
-    """
-
-    model: VQVAE | PixelCNN
-    stream: Callable[[int, int, tuple[int, int] | None], tf.data.Dataset]
-    validation: Callable[[int, tuple[int, int] | None], tf.data.Dataset]
-    num_items: int
-    num_validation: int
-    picture: keras.callbacks.Callback
-    patience: int = 0
-
-
-def _train_vqvae(
-    config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache: bool, strategy: tf.distribute.Strategy
-) -> _Training:
-    def images(slices: Slices, batch_size: int, **options) -> tf.data.Dataset:
-        reading = {"image_size": config.image_size, "fit": config.fit, "cache": cache}
-        return make_dataset(slices, **reading, batch_size=batch_size, **options)
-
-    num_items = len(index.train) * (2 if config.upside_down_copies else 1)
-    with strategy.scope():
-        vqvae = VQVAE(config)
-        _compile(vqvae, num_items)
-    vqvae.adapt(images(index.train, config.batch_size))
-    order = {"shuffle": True, "seed": config.seed, "augmentation": config}
-    # By position: in the order of the files every n-th slice can be a top one.
-    rows = np.linspace(0, len(index.validate) - 1, min(len(index.validate), NUM_SHOWN)).astype(int)
-    rows = np.argsort(index.validate.slice, kind="stable")[rows]
-    shown = load_images(index.validate[rows], image_size=config.image_size, fit=config.fit)
-    return _Training(
-        vqvae,
-        lambda epoch, batch_size, part: images(index.train, batch_size, first_epoch=epoch, part=part, **order),
-        lambda batch_size, part: images(index.validate, batch_size, part=part),
-        num_items,
-        len(index.validate),
-        picture=ReconstructionGrid(shown, folder / "reconstructions.png"),
-    )
-
-
-def _train_prior(
-    config: PriorConfig,
-    index: SliceIndex,
-    folder: Path,
-    *,
-    vqvae: VQVAE,
-    coarse: PixelCNN | None,
-    strategy: tf.distribute.Strategy,
-) -> _Training:
-    with strategy.scope():
-        prior = PixelCNN(config)
-        _compile(prior, len(index.train))
-    if coarse is not None:
-        prior.drafter = Drafter(coarse, load_vqvae(vqvae_folder(coarse.folder)), vqvae)
-    if not prior.sees_all:
-        print(f"note: {prior.sight}")
-
-    given = ("codes", "draft", *prior.condition_sizes)
-
-    def grids(codes: Codes, rows: tf.data.Dataset, size: int, part: tuple[int, int] | None) -> tf.data.Dataset:
-        with tf.device("CPU:0"):
-            inputs = {name: tf.constant(getattr(codes, name)) for name in given if name in codes.arrays()}
-
-        def batch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: tf.cast(tf.gather(values, rows), tf.int32) for name, values in inputs.items()}
-
-        batches = rows.batch(size) if part is None else part_of_batches(rows, size, part)
-        return batches.map(batch).prefetch(tf.data.AUTOTUNE)
-
-    def in_a_view(row: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        return tf.cast(draws[0] * config.num_views, tf.int64) * len(index.train) + row
-
-    def rows(epoch: int, size: int, part: tuple[int, int] | None) -> tf.data.Dataset:
-        options = {"num_draws": 1, "endless": size if part else 0}
-        return epoch_orders(len(index.train), seed=config.seed, first_epoch=epoch, **options).map(in_a_view)
-
-    codes = _codes_to_learn(prior, vqvae, index, folder, keep=is_chief(strategy))
-    num_grids = config.num_views * len(index.train)
-    train, validate = codes[:num_grids], codes[num_grids:]
-    return _Training(
-        prior,
-        lambda epoch, size, part: grids(train, rows(epoch, size, part), size, part),
-        lambda size, part: grids(validate, tf.data.Dataset.range(len(validate)), size, part),
-        len(index.train),
-        len(validate),
-        picture=SampleGrid(vqvae, folder / "samples.png"),
-        patience=config.patience,
-    )
-
-
-def _codes_to_learn(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, folder: Path, *, keep: bool) -> Codes:
-    """Return the codes of all views of train, and after them those of validate; from a file in a folder if it is there.
-
-    The file is there while the training is not complete: one that goes on encodes nothing again. Its name says what it
-    was made from. The chief keeps it.
-    """
-    config, drafter = prior.config, prior.drafter
-    models = [vqvae, drafter.coarse] if drafter else [vqvae]
-    made_from = [sha256(model.folder / "model.keras") for model in models]
-    made_from += [part.fingerprint(modified=True) for part in (index.train, index.validate)]
-    made_from += [str(config.augmentation), str(config.num_views)]
-    file = folder / CODES.replace("*", hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12])
-    if file.exists():
-        try:
-            return Codes.load(file)
-        except MemoryError:
-            raise
-        except Exception as error:  # a broken archive has many kinds
-            print(f"note: {file} cannot be read ({' '.join(str(error).split())[:100]}); the slices are encoded again")
-    train = encode_views(vqvae, index.train, config.augmentation, config.num_views, drafter=drafter)
-    codes = joined([train, encode_slices(vqvae, index.validate, split="validate", drafter=drafter, compact=True)])
-    if keep:
-        codes.save(file)
-    return codes
-
-
-def _compile(model: VQVAE | PixelCNN, num_items: int) -> None:
-    jit_compile = "auto" if model.config.jit_compile is None else model.config.jit_compile
-    model.compile(optimizer=build_optimizer(model.config, num_items), jit_compile=jit_compile)
-    model.optimizer.build(model.trainable_variables)
-
-
-def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:
-    """Return Adam with the learning rate that the configuration asks for, for a training on so many items."""
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    num_steps = (num_items // config.batch_size if devices > 1 else -(-num_items // config.batch_size)) * config.epochs
-    rate = config.learning_rate
-    if config.cosine_decay:
-        warmup = min(config.warmup_steps, num_steps // 4)
-        rising = {"initial_learning_rate": 0.0, "warmup_target": rate, "warmup_steps": warmup}
-        start = rising if warmup else {"initial_learning_rate": rate}
-        rate = keras.optimizers.schedules.CosineDecay(decay_steps=num_steps - warmup, **start)
-    if isinstance(config, VQVAEConfig):
-        average, clip_norm = {}, SSIM_CLIP_NORM if config.ssim_weight else 0.0
-    else:
-        # An average over at most a tenth of the steps: it begins at the first weights, which must not last.
-        momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
-        average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
-        clip_norm = config.clip_norm
-    # Keras limits the part of the gradient that comes from each device.
-    return keras.optimizers.Adam(rate, global_clipnorm=clip_norm / devices or None, **average)
-
-
-def _fit(training: _Training, folder: Path, own_folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+def _fit(training: Training, folder: Path, own_folder: Path, callbacks: Sequence[keras.callbacks.Callback]) -> None:
     """Train in a folder, from its last checkpoint on if there is one, and leave the finished model there.
 
     A worker that is not the chief has a folder of its own to write to, and leaves nothing.

@@ -23,6 +23,15 @@ def test_recipes_go_to_json_and_come_back(name):
     assert (quick.vqvae.image_size == 64) == (name == "bce_search")
 
 
+def test_levels_of_a_recipe_fit_each_other():
+    levels = [(ovq.recipe(name, profile=kind), kind) for name in ovq.recipe_names() for kind in ("full", "quick")]
+    levels = [(fine, ovq.recipe(fine.coarse, profile=kind)) for fine, kind in levels if fine.coarse]
+    assert levels
+    for fine, coarse in levels:
+        assert coarse.vqvae.image_size == fine.vqvae.image_size and coarse.vqvae.fit == fine.vqvae.fit
+        assert coarse.vqvae.downsampling > fine.vqvae.downsampling and not coarse.coarse
+
+
 def test_unknown_names_are_told():
     with pytest.raises(ValueError, match=r"one of default128, .*keras_io.* Received: best"):
         ovq.recipe("best")

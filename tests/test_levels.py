@@ -149,6 +149,14 @@ def test_commands_train_and_draw_two_levels(tmp_path, cohort, models, coarse_pri
     assert f"--coarse {models / 'coarse-prior'} --epochs 1 --out" in card(out, "Made-up people.", "one core")
 
 
+def test_one_level_of_a_recipe_of_two_is_told(tmp_path, models, vqvae, capsys):
+    command = ["train-prior", "--data", str(tmp_path / "no"), "--vqvae", str(models / "small"), "--out", str(tmp_path)]
+    assert main([*command, "--recipe", "default256"]) == 1
+    assert "note: default256 has two levels, and without --coarse (a prior of coarse256)" in capsys.readouterr().out
+    assert main([*command, "--recipe", "default128"]) == 1
+    assert "note" not in capsys.readouterr().out
+
+
 def test_completions_keep_the_rows_of_both_grids(fine_prior, vqvae, index):
     explorer = ovq.explore_completions(fine_prior, vqvae, index.test)
     values = explorer.values()

@@ -33,8 +33,11 @@ ALLOWED = {
     "codes": {"config", "files", "pixelcnn", "slices", "streams", "vqvae"},
     "folders": {"config", "pixelcnn", "slices", "vqvae"},
     "callbacks": {"files", "pixelcnn", "sampling", "vqvae"},
+    "preparation": {
+        "callbacks", "codes", "config", "devices", "folders", "pixelcnn", "slices", "streams", "vqvae"
+    },
     "training": {
-        "callbacks", "codes", "config", "devices", "files", "folders", "guard", "pixelcnn", "slices", "streams", "vqvae"
+        "callbacks", "config", "devices", "files", "folders", "guard", "pixelcnn", "preparation", "slices", "vqvae"
     },
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "search": {"config", "evaluation", "files", "folders", "pixelcnn", "slices", "training", "vqvae"},

@@ -23,8 +23,8 @@ from oasis_vq.__main__ import main
 from oasis_vq.callbacks import SampleGrid
 from oasis_vq.codes import encode_slices, encode_views
 from oasis_vq.folders import load_model
+from oasis_vq.preparation import SSIM_CLIP_NORM, build_optimizer, prepare_vqvae
 from oasis_vq.sampling import sample_conditions
-from oasis_vq.training import SSIM_CLIP_NORM, _train_vqvae, build_optimizer
 
 
 def test_model_folder_holds_what_it_should(models, vqvae, prior):
@@ -327,7 +327,7 @@ def test_augmented_training_has_twice_the_steps_and_comes_back(tmp_path, index):
     assert vqvae.config == config and list(Path(os.environ["OASIS_VQ_CACHE"]).glob("cohort-32-*.npy"))
     with pytest.raises(ValueError, match=r"max_shift: 2, not 1"):
         ovq.fit_or_load(tmp_path / "v", dataclasses.replace(config, max_shift=1), index)
-    training = _train_vqvae(config, index, tmp_path, cache=False, strategy=tf.distribute.get_strategy())
+    training = prepare_vqvae(config, index, tmp_path, cache=False, strategy=tf.distribute.get_strategy())
     assert training.num_items == 96 and len(list(training.stream(0, 8, None))) == 12
 
 
