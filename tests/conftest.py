@@ -1,10 +1,12 @@
-"""What the tests share: a small phantom cohort, and a VQ-VAE and a prior trained on it, made once."""
+"""What the tests share: a small phantom cohort, and a VQ-VAE and a prior trained on it, made once for all processes."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
+from filelock import FileLock
 
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.runtime import start_tensorflow
@@ -33,11 +35,17 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(scope="session")
-def cohort(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder that the processes of this run share; a `FileLock` in it keeps two from making the same."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def cohort(shared) -> Path:
     """A folder with 10 phantom subjects of 8 slices at 64x64: 6 / 2 / 2."""
-    return ovq.make_cohort(
-        tmp_path_factory.mktemp("data") / "cohort", num_subjects=10, image_size=64, num_slices=8, progress=False
-    )
+    with FileLock(shared / "cohort.lock"):
+        return ovq.make_cohort(shared / "cohort", num_subjects=10, image_size=64, num_slices=8, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -51,19 +59,31 @@ def cache_folder_of_its_own(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """A folder for the trained models of this session."""
-    return tmp_path_factory.mktemp("models")
+def models(shared) -> Path:
+    """A folder for the trained models of this run."""
+    (shared / "models").mkdir(exist_ok=True)
+    return shared / "models"
 
 
 @pytest.fixture(scope="session")
-def vqvae(models, index) -> ovq.VQVAE:
-    return ovq.fit_or_load(models / "small", VQVAE_CONFIG, index)
+def train(models, index) -> Callable:
+    """`fit_or_load` of a model by its name in `models`: one process trains it, and the other waits and loads it."""
+
+    def train(name: str, config, **options):
+        with FileLock(models.parent / f"{name}.lock"):
+            return ovq.fit_or_load(models / name, config, index, **options)
+
+    return train
 
 
 @pytest.fixture(scope="session")
-def prior(models, index, vqvae) -> ovq.PixelCNN:
-    return ovq.fit_or_load(models / "small-prior", PRIOR_CONFIG, index, vqvae=vqvae)
+def vqvae(train) -> ovq.VQVAE:
+    return train("small", VQVAE_CONFIG)
+
+
+@pytest.fixture(scope="session")
+def prior(train, vqvae) -> ovq.PixelCNN:
+    return train("small-prior", PRIOR_CONFIG, vqvae=vqvae)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,9 @@ import oasis_vq as ovq
 
 
 @pytest.fixture(scope="module")
-def prior(models, index, vqvae):
+def prior(train, vqvae):
     """A gated one: what is unusual is told by a prior that has learned the usual well."""
-    return ovq.fit_or_load(
-        models / "gated", dataclasses.replace(PRIOR_CONFIG, architecture="gated"), index, vqvae=vqvae
-    )
+    return train("gated", dataclasses.replace(PRIOR_CONFIG, architecture="gated"), vqvae=vqvae)
 
 
 def test_lesions_are_planted_in_the_brain(index):

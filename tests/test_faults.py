@@ -35,9 +35,9 @@ class Plant(keras.callbacks.Callback):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, index):
+def whole(train):
     """The model of a training without a fault."""
-    return ovq.fit_or_load(tmp_path_factory.mktemp("whole") / "v", CONFIG, index)
+    return train("whole", CONFIG)
 
 
 def assert_ends_as(whole, folder, index):

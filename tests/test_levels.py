@@ -32,16 +32,15 @@ def drafts(config: ovq.PriorConfig, count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def coarse_prior(models, index) -> ovq.PixelCNN:
-    vqvae = ovq.fit_or_load(models / "coarse", COARSE_VQVAE, index)
+def coarse_prior(train) -> ovq.PixelCNN:
     config = dataclasses.replace(PRIOR_CONFIG, epochs=5).matched_to(COARSE_VQVAE)
-    return ovq.fit_or_load(models / "coarse-prior", config, index, vqvae=vqvae)
+    return train("coarse-prior", config, vqvae=train("coarse", COARSE_VQVAE))
 
 
 @pytest.fixture(scope="module")
-def fine_prior(models, index, vqvae, coarse_prior) -> ovq.PixelCNN:
+def fine_prior(train, vqvae, coarse_prior) -> ovq.PixelCNN:
     config = dataclasses.replace(PRIOR_CONFIG, epochs=5, num_views=2, flip_left_right=True)
-    return ovq.fit_or_load(models / "fine-prior", config, index, vqvae=vqvae, coarse=coarse_prior)
+    return train("fine-prior", config, vqvae=vqvae, coarse=coarse_prior)
 
 
 @pytest.mark.parametrize("name", ["default", "gated", "attentive", "gated_attentive"])
@@ -146,7 +145,9 @@ def test_commands_train_and_draw_two_levels(tmp_path, cohort, models, coarse_pri
     assert main(["generate", "--prior", str(out), "-n", "2", "--out", str(tmp_path / "new")]) == 0
     provenance = json.loads((tmp_path / "new" / "provenance.json").read_text())
     assert provenance["models"].keys() == {"small", "two", "coarse", "coarse-prior"}
-    assert f"--coarse {models / 'coarse-prior'} --epochs 1 --out" in card(out, "Made-up people.", "one core")
+    told = card(out, "Made-up people.", "one core")
+    assert f"--coarse {models / 'coarse-prior'} --epochs 1 --out" in told
+    assert "it refines the samples of [coarse-prior](../coarse-prior)" in told
 
 
 def test_one_level_of_a_recipe_of_two_is_told(tmp_path, models, vqvae, capsys):

@@ -60,13 +60,16 @@ def card(folder: Path, data: str, machine: str) -> str:
     }  # fmt: skip
     scores, *samples = report_texts(metrics)
     options, rest = beyond_recipe(kind, config)
+    what = WHAT[kind].format(**names)
     if "coarse" in record:
-        options = f" --coarse {os.path.normpath(folder / record['coarse']['folder'])}{options}"
+        coarse = Path(os.path.normpath(folder / record["coarse"]["folder"]))
+        options = f" --coarse {coarse}{options}"
+        what += f" The second of two levels: it refines the samples of [{coarse.name}](../{coarse.name})."
     command = COMMANDS[kind].format(**names, options=options)
     made = f"Made with {rest} set in Python" if rest else "Made"
     parts = [
         f"# {folder.name}",
-        WHAT[kind].format(**names),
+        what,
         "**Not for clinical use**, nor for any statement about a person: pictures are what a small model makes of "
         "the slices below, with the errors that the scores tell.",
         f"**Data.** {data} Trained on the {record['data']['num_train']:,} slices of the training people alone; "
