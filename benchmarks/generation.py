@@ -106,7 +106,7 @@ def plot_levels(prior: ovq.PixelCNN, index: ovq.SliceIndex, columns: int = 8) ->
     drafter, options = prior.drafter, {"seed": 0, "slice_index": positions}
     coarse = ovq.sample_codes(drafter.prior, columns, **options)
     fine = ovq.sample_codes(prior, columns, **options, draft=drafter.of_codes(coarse))
-    rows = [np.flatnonzero(index.validate.slice == position)[0] for position in positions]
+    rows = [np.abs(index.validate.slice - position).argmin() for position in positions]
     slices = ovq.load_images(index.validate[np.array(rows)], image_size=drafter.fine.config.image_size)
     images = drafter.coarse.decode(coarse), drafter.fine.decode(fine), drafter.fine.reconstruct(slices)
     titles = [f"{what}, slice {at}" for what in ("coarse", "refined", "reconstruction") for at in positions]
