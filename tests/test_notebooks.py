@@ -57,7 +57,7 @@ class TestExecuted:
                 assert not PRIVATE.search(text), text
 
     def test_small_enough_to_be_shown(self, path):
-        assert path.stat().st_size < (1_000_000 if path in PATHS else 300_000)
+        assert path.stat().st_size < (1_250_000 if path in PATHS else 300_000)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

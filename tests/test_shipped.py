@@ -10,13 +10,14 @@ import oasis_vq as ovq
 from oasis_vq.__main__ import main
 
 FOLDER = Path(__file__).parents[1] / "saved_models"
-NAMES = ("ixi128", "ixi128-prior", "phantom256")
+NAMES = ("ixi128", "ixi128-prior", "phantom256", "phantom256-prior", "phantom256-coarse", "phantom256-coarse-prior")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_card_tells_the_scores_and_the_terms(name):
     card, metrics = ((FOLDER / name / file).read_text() for file in ("README.md", "metrics.json"))
-    of_prior = ("bits_per_code", "classifier_accuracy", "coverage", "lesion_auroc")
+    of_draft = "coarse" in json.loads((FOLDER / name / "config.json").read_text())  # which shows a lesion already
+    of_prior = ("bits_per_code", "classifier_accuracy", "coverage", "bits_per_image" if of_draft else "lesion_auroc")
     for score in of_prior if name.endswith("prior") else ("ssim", "brain_ssim"):
         assert any(line.split()[:2] == [score, f"{json.loads(metrics)[score]:.3f}"] for line in card.splitlines())
     terms = (
@@ -35,9 +36,16 @@ def test_models_are_small_and_good():
     metrics = {name: json.loads((FOLDER / name / "metrics.json").read_text()) for name in NAMES}
     assert metrics["ixi128-prior"]["lesion_auroc"] >= 0.8
     assert metrics["phantom256"]["brain_ssim"] > metrics["phantom256"]["baselines"]["mean_slice"]["brain_ssim"] + 0.5
-    samples = metrics["ixi128-prior"]
-    assert samples["bits_per_code"] < 0.8 * samples["baselines"]["per_position"]
-    assert samples["classifier_accuracy"] <= 0.75 and samples["coverage"] >= 0.7 * samples["ceiling"]["coverage"]
+    for name in ("ixi128-prior", "phantom256-coarse-prior", "phantom256-prior"):
+        samples = metrics[name]
+        assert samples["bits_per_code"] < 0.8 * samples["baselines"]["per_position"]
+        assert samples["classifier_accuracy"] <= 0.75 and samples["coverage"] >= 0.7 * samples["ceiling"]["coverage"]
+
+
+def assert_brains(images):
+    part = images.shape[1] // 8
+    corners = np.concatenate([images[:, :part, :part].ravel(), images[:, -part:, -part:].ravel()])
+    assert corners.max() < 0.1 < images[:, 3 * part : 5 * part, 3 * part : 5 * part].mean()  # gray in the middle
 
 
 def test_brains_are_generated_without_data(tmp_path):
@@ -46,10 +54,17 @@ def test_brains_are_generated_without_data(tmp_path):
     with np.load(tmp_path / "new" / "codes.npz") as codes:
         drawn, positions = codes["codes"], codes["slice_index"]
     assert len(np.unique(drawn)) > 100 and len(np.unique(positions)) > 4
-    brains = ovq.load_vqvae(FOLDER / "ixi128").decode(drawn)
-    part = brains.shape[1] // 8
-    corners = np.concatenate([brains[:, :part, :part].ravel(), brains[:, -part:, -part:].ravel()])
-    assert corners.max() < 0.1 < brains[:, 3 * part : 5 * part, 3 * part : 5 * part].mean()  # gray in the middle
+    assert_brains(ovq.load_vqvae(FOLDER / "ixi128").decode(drawn))
     prior = ovq.load_prior(prior_folder)
     bits = -prior.log_prob(drawn, slice_index=positions) / np.log(2) / drawn[0].size
     assert 0.5 < bits.mean() < 5  # what it draws is likely to it: guessing costs 9
+
+
+def test_a_second_level_refines_the_brains_of_the_first():
+    fine = ovq.load_prior(FOLDER / "phantom256-prior")
+    drafter = fine.drafter
+    coarse, drawn = ovq.sample_codes(drafter.prior, 4, seed=0), ovq.sample_codes(fine, 4, seed=0)
+    refined, others = drafter.fine.decode(drawn), drafter.coarse.decode(coarse)
+    assert_brains(refined)
+    own = ((refined - others) ** 2).mean()
+    assert own < 0.5 * ((refined - np.roll(others, 1, axis=0)) ** 2).mean()  # the same brain, and another

@@ -30,6 +30,13 @@ WHAT = {
     "slice position. `python -m oasis_vq generate --prior {folder} --out new_brains` draws brains.",
 }
 
+SAMPLES = (
+    "**Samples** beside reconstructions of test slices (`test`), at the same slice positions; the ceiling is "
+    "reconstructions of other people, the floor draws each code from the histogram of its place. A classifier's "
+    "accuracy is 0.5 if it cannot tell samples from them, `_whole` is against the slices themselves; what each score "
+    "is says `help(ovq.evaluate_samples)`."
+)
+
 
 def beyond_recipe(kind: str, values: dict) -> tuple[str, str]:
     """Return in what a configuration is not its recipe's: as options of the command, and what none of them can say."""
@@ -81,7 +88,7 @@ def card(folder: Path, data: str, machine: str) -> str:
         f"```\n{scores}\n```",
     ]
     if samples:
-        parts += ["**Samples** beside test slices, between a ceiling and a floor:", f"```\n{samples[0]}\n```"]
+        parts += [SAMPLES, f"```\n{samples[0]}\n```"]
         parts.append("![Samples under their codes](samples.png)")
     else:
         parts.append("![Validation slices over their reconstructions](reconstructions.png)")
