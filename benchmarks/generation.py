@@ -75,18 +75,17 @@ def without_test(index: ovq.SliceIndex) -> ovq.SliceIndex:
 
 def scores(prior: ovq.PixelCNN, vqvae: ovq.VQVAE, index: ovq.SliceIndex) -> dict:
     """Return what a code of validation people costs, beside models that ignore the neighbours."""
-    codes = {
-        split: ovq.encode_slices(vqvae, index.splits()[split], drafter=prior.drafter) for split in ("train", "validate")
-    }
-    bits, accuracy = code_scores(prior, codes["validate"])
+    train = ovq.encode_slices(vqvae, index.train)
+    validate = ovq.encode_slices(vqvae, index.validate, drafter=prior.drafter)
+    bits, accuracy = code_scores(prior, validate)
     history = ovq.read_history(prior.folder)
     best = int(history["val_bits_per_code"].argmin())
     return {
         "brain_ssim": ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)["brain_ssim"],
         "validate_bits_per_code": float(bits.mean()),
-        "validate_bits_per_image": float(bits[0].size * bits.mean()) + bits_of_coarse(prior, codes["validate"]),
+        "validate_bits_per_image": float(bits[0].size * bits.mean()) + bits_of_coarse(prior, validate),
         "validate_accuracy": float(accuracy.mean()),
-        "baselines": code_baselines(codes["train"].codes, codes["validate"].codes, vqvae.config.num_embeddings),
+        "baselines": code_baselines(train.codes, validate.codes, vqvae.config.num_embeddings),
         "best_epoch": best + 1,
         "train_bits_per_code": float(history["bits_per_code"][best]),
         "num_parameters": prior.count_params(),
