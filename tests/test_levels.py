@@ -43,7 +43,10 @@ def fine_prior(train, vqvae, coarse_prior) -> ovq.PixelCNN:
     return train("fine-prior", config, vqvae=vqvae, coarse=coarse_prior)
 
 
-@pytest.mark.parametrize("name", ["default", "gated", "attentive", "gated_attentive"])
+@pytest.mark.parametrize(
+    "name",
+    ["gated", "attentive", *(pytest.param(name, marks=pytest.mark.slow) for name in ("default", "gated_attentive"))],
+)
 def test_cached_logits_equal_the_full_forward_under_a_draft(name):
     config = refining(name)
     prior, codes, draft = randomised(config), some_codes(config, 3), drafts(config, 3)

@@ -94,9 +94,8 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("weight_average", [0.0, 0.8])
-def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_average):
-    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=2, weight_average=weight_average, clip_norm=1.0)
+def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae):
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=2, clip_norm=1.0)
     prior = ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil()])
     bits = ovq.read_history(tmp_path / "p")["val_bits_per_code"]
     assert len(bits) == 4 and bits.argmin() == 1
@@ -105,9 +104,9 @@ def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_
     assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
 
 
-def test_best_weights_and_patience_survive_an_interruption(tmp_path, index, vqvae):
+def test_best_averaged_weights_and_patience_survive_an_interruption(tmp_path, index, vqvae):
     """The best epoch is the second; the training is interrupted after the fourth, and patience ends with the fifth."""
-    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=3)
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=3, weight_average=0.8)
     with pytest.raises(KeyboardInterrupt):
         ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil(), Stop(4)])
     prior = ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil()])
@@ -118,20 +117,20 @@ def test_best_weights_and_patience_survive_an_interruption(tmp_path, index, vqva
 
 
 def test_a_prior_that_goes_on_encodes_nothing_again(tmp_path, index, vqvae, monkeypatch, capsys):
-    config, file = dataclasses.replace(PRIOR_CONFIG, epochs=3, num_views=2), tmp_path / "p.partial"
+    """Unless what it has kept is broken; either way it ends the same."""
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=3, num_views=2)
     with pytest.raises(KeyboardInterrupt):
         ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Stop(1)])
-    (file,) = file.glob("codes-*.npz")
+    (file,) = shutil.copytree(tmp_path / "p.partial", tmp_path / "q.partial").glob("codes-*.npz")
     assert ovq.Codes.load(file).codes.shape == (2 * 48 + 16, 8, 8)
-    with monkeypatch.context() as patched:
-        patched.delattr(ovq.VQVAE, "encode")
-        with pytest.raises(KeyboardInterrupt):
-            ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Stop(2)])
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] + bytes(100) + whole[len(whole) // 2 + 100 :])
-    ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae)
-    assert ".npz cannot be read" in capsys.readouterr().out and not list((tmp_path / "p").glob("codes-*"))
     ovq.fit_or_load(tmp_path / "q", config, index, vqvae=vqvae)
+    assert ".npz cannot be read" in capsys.readouterr().out and not list((tmp_path / "q").glob("codes-*"))
+    with monkeypatch.context() as patched:
+        patched.delattr(ovq.VQVAE, "encode")
+        ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae)
+    assert "cannot be read" not in capsys.readouterr().out
     bits = [ovq.read_history(tmp_path / name)["val_bits_per_code"] for name in "pq"]
     np.testing.assert_allclose(*bits, rtol=1e-5)
 
