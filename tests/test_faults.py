@@ -223,8 +223,9 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize("kind", ["vqvae", pytest.param("prior", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
 def test_memory_does_not_grow_over_the_epochs(tmp_path, cohort, models, vqvae, kind):
     code = MEMORY.format(
         tests=str(Path(__file__).parent), cohort=str(cohort), folder=str(tmp_path), kind=kind,

@@ -48,6 +48,7 @@ def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index):
         ovq.grid_search(tmp_path / "s", config, {"colour": [1]}, index)
 
 
+@pytest.mark.slow
 def test_search_among_priors_by_command(tmp_path, models, cohort, vqvae, capsys):
     words = ["search", "--data", cohort, "--vqvae", models / "small", "--recipe", "bce_search", "--epochs", 2]
     assert main([str(word) for word in (*words, "--grid", "learning_rate=3e-3,1e-6", "--out", tmp_path / "s")]) == 0

@@ -44,8 +44,19 @@ def test_verbs_agree(vqvae, images):
     np.testing.assert_array_equal(vqvae.encode(np.concatenate([images] * 5))[: len(images)], codes)  # several batches
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("quantizer", ["gradient", "ema"])
+@pytest.mark.parametrize(
+    ("quantizer", "precision"),
+    [
+        ("gradient", "float32"),
+        ("ema", "float32"),
+        ("ema", "mixed_bfloat16"),
+        ("ema", "mixed_float16"),
+        *(
+            pytest.param("gradient", precision, marks=pytest.mark.slow)
+            for precision in ("mixed_bfloat16", "mixed_float16")
+        ),
+    ],
+)
 def test_loss_falls_and_the_loaded_model_is_the_same(tmp_path, images, quantizer, precision):
     model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, quantizer=quantizer, precision=precision))
     assert keras.config.dtype_policy().name == "float32"  # what was built so leaves the session as it was
