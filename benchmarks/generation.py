@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "generation"
 
 def systems(recipe: ovq.Recipe) -> dict[str, ovq.PriorConfig]:
     """Return what is compared on the codes of a recipe's VQ-VAE."""
-    own = recipe.prior
+    own = dataclasses.replace(recipe.prior, refines=False)  # one level each
     configs = {
         "keras_io": dataclasses.replace(ovq.recipe("keras_io").prior, batch_size=own.batch_size),
         "plain": ovq.PriorConfig(batch_size=own.batch_size),
@@ -106,9 +106,11 @@ def plot_levels(prior: ovq.PixelCNN, index: ovq.SliceIndex, columns: int = 8) ->
     coarse = ovq.sample_codes(drafter.prior, columns, **options)
     fine = ovq.sample_codes(prior, columns, **options, draft=drafter.of_codes(coarse))
     rows = [np.abs(index.validate.slice - position).argmin() for position in positions]
-    slices = ovq.load_images(index.validate[np.array(rows)], image_size=drafter.fine.config.image_size)
+    reading = {"image_size": drafter.fine.config.image_size, "fit": drafter.fine.config.fit}
+    slices = ovq.load_images(index.validate[np.array(rows)], **reading)
     images = drafter.coarse.decode(coarse), drafter.fine.decode(fine), drafter.fine.reconstruct(slices)
-    titles = [f"{what}, slice {at}" for what in ("coarse", "refined", "reconstruction") for at in positions]
+    titles = [f"{what}, slice {at}" for what in ("coarse", "refined") for at in positions]
+    titles += [f"reconstruction, slice {at}" for at in index.validate.slice[rows]]
     return ovq.plot_slices(np.concatenate(images), titles=titles, columns=columns)
 
 

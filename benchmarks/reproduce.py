@@ -71,7 +71,7 @@ class System:
         under = self.vqvae
         if max(under.grid_shape) > WIDEST_PRIOR:
             under = dataclasses.replace(under, image_size=WIDEST_PRIOR * under.downsampling)
-        prior = self.prior.matched_to(under).conditioned_by(index)
+        prior = dataclasses.replace(self.prior, refines=False).matched_to(under).conditioned_by(index)
         return {"vqvae": self.vqvae, **({} if under == self.vqvae else {"under_prior": under}), "prior": prior}
 
 

@@ -174,10 +174,7 @@ def train_prior(
     model = folders.load_vqvae(vqvae)
     given = {"epochs": epochs, "batch_size": batch_size, "condition_on": condition_on, "seed": seed}
     given |= {"precision": precision, "patience": patience}
-    chosen = recipes.recipe(recipe or model.config.recipe)
-    config = _with_given(chosen.prior.matched_to(model.config), given)
-    if chosen.coarse and coarse is None:
-        print(f"note: {chosen.name} has two levels, and without --coarse (a prior of {chosen.coarse}) this is one")
+    config = _with_given(recipes.recipe(recipe or model.config.recipe).prior.matched_to(model.config), given)
     slices = _find(data, limit_train, skip_unreadable=skip_unreadable)
     level = None if coarse is None else folders.load_prior(coarse)
     _train(out, config, slices, device=device, vqvae=model, coarse=level, restart=restart, strategy=devices)

@@ -47,6 +47,8 @@ class Training:
 def prepare_vqvae(
     config: VQVAEConfig, index: SliceIndex, folder: Path, *, cache: bool, strategy: tf.distribute.Strategy
 ) -> Training:
+    """Return a VQ-VAE adapted to the training slices, and the slices; the folder is for its picture."""
+
     def images(slices: Slices, batch_size: int, **options) -> tf.data.Dataset:
         reading = {"image_size": config.image_size, "fit": config.fit, "cache": cache}
         return make_dataset(slices, **reading, batch_size=batch_size, **options)
@@ -80,6 +82,7 @@ def prepare_prior(
     coarse: PixelCNN | None,
     strategy: tf.distribute.Strategy,
 ) -> Training:
+    """Return a prior, and the codes of all views of the slices; the folder is for them and for its picture."""
     with strategy.scope():
         prior = PixelCNN(config)
         _compile(prior, len(index.train))

@@ -88,7 +88,8 @@ _RECIPES = {
         _recipe("default128", "our choice for 128x128 slices", _OURS, _OUR_PRIOR),
         _recipe(
             "default256", "our choice for 256x256 slices: its prior refines the samples of coarse256",
-            replace(_OURS, image_size=256, epochs=20), replace(_OUR_PRIOR, num_channels=64), coarse="coarse256",
+            replace(_OURS, image_size=256, epochs=20),
+            replace(_OUR_PRIOR, num_channels=64, refines=True), coarse="coarse256",
         ),
         _recipe(
             "coarse256", "the first of two levels: a quarter of the codes of default256",

@@ -75,8 +75,11 @@ def fit_or_load(
         OSError: if the folder cannot be written, or the disk is full.
     """
     if isinstance(config, PriorConfig):
-        config = config.conditioned_by(index)
-        config = replace(config, refines=coarse is not None)
+        if config.refines and coarse is None:
+            print(
+                "note: this prior is meant to refine what a coarse one draws; without that (--coarse) it has one level"
+            )
+        config = replace(config.conditioned_by(index), refines=coarse is not None)
     if strategy is None or strategy.num_replicas_in_sync == 1:
         strategy = tf.distribute.get_strategy()
     _require_shares(config, index, strategy.num_replicas_in_sync)

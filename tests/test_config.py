@@ -29,7 +29,8 @@ def test_levels_of_a_recipe_fit_each_other():
     assert levels
     for fine, coarse in levels:
         assert coarse.vqvae.image_size == fine.vqvae.image_size and coarse.vqvae.fit == fine.vqvae.fit
-        assert coarse.vqvae.downsampling > fine.vqvae.downsampling and not coarse.coarse
+        assert coarse.vqvae.downsampling > fine.vqvae.downsampling
+        assert fine.prior.refines and not coarse.prior.refines and not coarse.coarse
 
 
 def test_unknown_names_are_told():

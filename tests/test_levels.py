@@ -153,12 +153,11 @@ def test_commands_train_and_draw_two_levels(tmp_path, cohort, models, coarse_pri
     assert "it refines the samples of [coarse-prior](../coarse-prior)" in told
 
 
-def test_one_level_of_a_recipe_of_two_is_told(tmp_path, models, vqvae, capsys):
-    command = ["train-prior", "--data", str(tmp_path / "no"), "--vqvae", str(models / "small"), "--out", str(tmp_path)]
-    assert main([*command, "--recipe", "default256"]) == 1
-    assert "note: default256 has two levels, and without --coarse (a prior of coarse256)" in capsys.readouterr().out
-    assert main([*command, "--recipe", "default128"]) == 1
-    assert "note" not in capsys.readouterr().out
+def test_one_level_where_two_are_meant_is_told(tmp_path, index, capsys):
+    for refines in (True, False):
+        with pytest.raises(ValueError, match="A prior needs the VQ-VAE"):
+            ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, refines=refines), index)
+        assert ("without that (--coarse) it has one level" in capsys.readouterr().out) == refines
 
 
 def test_completions_keep_the_rows_of_both_grids(fine_prior, vqvae, index):

@@ -58,12 +58,19 @@ def test_search_among_priors_by_command(tmp_path, models, cohort, vqvae, capsys)
     assert 0 < found["test"]["bits_per_code"] < math.log2(VQVAE_CONFIG.num_embeddings)
     assert {file.name for file in (tmp_path / "s").glob("search.*")} == {"search.json", "search.png", "search.pdf"}
     assert "The winner on the test split: bits_per_code" in capsys.readouterr().out
-    for wrong, said in (
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
         (("--grid", "learning_rate"), "field=value,value"),
         (("--grid", "epochs=1", "epochs=2"), "each field once"),
         (("--grid", "learned_position=yes,no"), "learned_position is True or False. Received: yes"),
         (("--recipe", "keras_io"), "has no grid"),
         (("--image-size", 64), "that of the VQ-VAE"),
-    ):
-        assert main([str(word) for word in (*words, *wrong, "--out", tmp_path / "t")]) == 1
-        assert said in capsys.readouterr().err
+    ],
+)
+def test_what_cannot_be_searched_is_told(tmp_path, models, cohort, vqvae, capsys, wrong, said):
+    words = ["search", "--data", cohort, "--vqvae", models / "small", "--recipe", "bce_search", "--out", tmp_path / "t"]
+    assert main([str(word) for word in (*words, *wrong)]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "t").exists()

@@ -302,17 +302,24 @@ def test_classes_and_positions_of_adni_reach_prior_and_samples(adni, tmp_path):
 @pytest.mark.parametrize("name", ovq.recipe_names())
 def test_every_recipe_works_on_an_adni_folder(name, adni, tmp_path):
     """The layers, batches and losses as they are, on 64x64 slices for an epoch: from the folder to new brains."""
-    shared = ["--data", adni, "--epochs", "1"]
+    shared, coarse, below, level = ["--data", adni, "--epochs", "1"], ovq.recipe(name).coarse, [], []
+    if coarse:
+        below = [
+            ["train-vqvae", *shared, "--recipe", coarse, "--image-size", "64", "--out", tmp_path / "c"],
+            ["train-prior", *shared, "--vqvae", tmp_path / "c", "--out", tmp_path / "c-prior"],
+        ]
+        level = ["--coarse", tmp_path / "c-prior"]
     for words in (
+        *below,
         ["train-vqvae", *shared, "--recipe", name, "--image-size", "64", "--out", tmp_path / "v"],
         ["evaluate", tmp_path / "v", "--data", adni],
-        ["train-prior", *shared, "--vqvae", tmp_path / "v", "--out", tmp_path / "p"],
+        ["train-prior", *shared, "--vqvae", tmp_path / "v", *level, "--out", tmp_path / "p"],
         ["generate", "--prior", tmp_path / "p", "-n", "2", "--out", tmp_path / "brains"],
     ):
         assert main([str(word) for word in words]) == 0
     vqvae, prior = ovq.recipe(name).vqvae, ovq.load_prior(tmp_path / "p").config
     side = 64 // vqvae.downsampling
-    assert prior.grid_shape == (side, side) and prior.recipe == name
+    assert prior.grid_shape == (side, side) and prior.recipe == name and prior.refines == bool(coarse)
     assert prior.num_labels == (2 if "label" in ovq.recipe(name).prior.condition_on else 0)
     codes = ovq.Codes.load(tmp_path / "brains" / "codes.npz").codes
     assert codes.shape == (2, side, side) and codes.max() < vqvae.num_embeddings
@@ -429,6 +436,7 @@ import oasis_vq as ovq
 index = ovq.find_slices({cohort!r})
 vqvae = ovq.fit_or_load(pathlib.Path({folder!r}) / "v", dataclasses.replace(VQVAE_CONFIG, epochs=6), index)
 config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", weight_average=0.9, clip_norm=1.0)
+config = dataclasses.replace(config, num_views=2, flip_left_right=True)
 try:
     ovq.fit_or_load(pathlib.Path({folder!r}) / "v-prior", config, index, vqvae=vqvae)
 except KeyboardInterrupt as stop:

@@ -242,7 +242,8 @@ def test_every_recipe_builds_two_models_that_fit(name):
     vqvae, prior = ovq.VQVAE(recipe.vqvae), ovq.PixelCNN(recipe.prior)
     size = recipe.vqvae.image_size
     codes = vqvae.encode(np.random.default_rng(0).uniform(size=(1, size, size, 1)))
-    assert prior.logits(codes).shape == (*codes.shape, recipe.vqvae.num_embeddings)
+    given = {"draft": codes} if recipe.prior.refines else {}
+    assert prior.logits(codes, **given).shape == (*codes.shape, recipe.vqvae.num_embeddings)
     assert vqvae.decode(codes).shape == (1, size, size, 1)
 
 
