@@ -58,9 +58,10 @@ def recipe_names() -> list[str]:
     return list(_RECIPES)
 
 
-def _recipe(name: str, description: str, vqvae: VQVAEConfig, prior: PriorConfig, **more) -> Recipe:
+def _recipe(name: str, description: str, vqvae: VQVAEConfig, prior: PriorConfig, *, coarse: str = "", **more) -> Recipe:
     vqvae = replace(vqvae, recipe=name)
-    return Recipe(name, description, vqvae, replace(prior, recipe=name).matched_to(vqvae), **more)
+    prior = replace(prior, recipe=name, refines=bool(coarse)).matched_to(vqvae)
+    return Recipe(name, description, vqvae, prior, coarse=coarse, **more)
 
 
 # Without the warm-up the first steps at this learning rate can leave the decoder black for good (seen with seed 0).
@@ -89,7 +90,7 @@ _RECIPES = {
         _recipe(
             "default256", "our choice for 256x256 slices: its prior refines the samples of coarse256",
             replace(_OURS, image_size=256, epochs=20),
-            replace(_OUR_PRIOR, num_channels=64, refines=True), coarse="coarse256",
+            replace(_OUR_PRIOR, num_channels=64), coarse="coarse256",
         ),
         _recipe(
             "coarse256", "the first of two levels: a quarter of the codes of default256",

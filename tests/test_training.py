@@ -94,8 +94,9 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae):
-    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=2, clip_norm=1.0)
+@pytest.mark.parametrize("weight_average", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
+def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_average):
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=2, weight_average=weight_average, clip_norm=1.0)
     prior = ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Spoil()])
     bits = ovq.read_history(tmp_path / "p")["val_bits_per_code"]
     assert len(bits) == 4 and bits.argmin() == 1
