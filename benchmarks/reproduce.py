@@ -62,7 +62,7 @@ class System:
     reported: str = ""
     """What its report claims; ours have none."""
     within: str = ""
-    """Name of a system before it whose VQ-VAE takes less than the whole time: its own takes no longer."""
+    """Name of a system before it, which may end before the time does, with its epochs: no part of this takes longer."""
 
     def parts(self, index: ovq.SliceIndex) -> dict[str, ovq.VQVAEConfig | ovq.PriorConfig]:
         """Return what is trained: `vqvae`; `prior`; `under_prior`, the VQ-VAE of its codes, if that is another one."""
@@ -119,8 +119,9 @@ def make_plan(chosen: dict[str, System], index: ovq.SliceIndex, minutes: float, 
     plan = {**identity(index, minutes), "device": device, "systems": {name: {} for name in chosen}}
     for (name, part), config in configs.items():
         seconds = 60 * minutes * SHARE
-        if chosen[name].within and part == "vqvae":
-            seconds = min(seconds, plan["systems"][chosen[name].within]["vqvae"]["seconds"])
+        shorter = plan["systems"].get(chosen[name].within, {}).get(part)
+        if shorter:
+            seconds = min(seconds, shorter["seconds"])
         plan["systems"][name][part] = planned(config, seconds, rates[network(config)], index.train)
     return plan
 
@@ -364,8 +365,8 @@ def prior_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[
 def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> list[str]:
     """Return a sentence for each system: whether it beats the baselines, and which of ours is to be held against it.
 
-    That is the one with the most bits among those that take no more bits and no more time, two percent aside, and have
-    a prior if the other has.
+    That is the one with the most bits among those that take no more bits and no more time, and have a prior if the
+    other has. Of time nothing is closer than the slices of one of the other's people, by which a plan ends early.
     """
     sentences = []
     for name, row in found.items():
@@ -387,12 +388,16 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
     theirs = found[name]
     parts = ("vqvae", "prior") if "samples" in theirs else ("vqvae",)
     seconds = {own: [plan["systems"][own].get(part, {}).get("seconds", math.inf) for part in parts] for own in chosen}
+    given = [plan["systems"][name][part] for part in parts]
     fair = [
         own
         for own in chosen
         if own.startswith("ours")
         and chosen[own].vqvae.bits_per_image <= chosen[name].vqvae.bits_per_image
-        and all(mine <= 1.02 * other for mine, other in zip(seconds[own], seconds[name], strict=True))
+        and all(
+            mine <= other["seconds"] * (1 + 1 / other["people"])
+            for mine, other in zip(seconds[own], given, strict=True)
+        )
     ]
     if not fair:
         return "none of ours takes as few bits in as little time"
