@@ -25,7 +25,7 @@ from turns import in_turns, training_rate
 
 import oasis_vq as ovq
 from oasis_vq.config import ROOT
-from oasis_vq.evaluation import bits_of_coarse, code_baselines, code_scores
+from oasis_vq.evaluation import coarse_bits, code_baselines, code_scores
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.preparation import build_optimizer
 from oasis_vq.quality import is_valid
@@ -83,7 +83,7 @@ def scores(prior: ovq.PixelCNN, vqvae: ovq.VQVAE, index: ovq.SliceIndex) -> dict
     return {
         "brain_ssim": ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)["brain_ssim"],
         "validate_bits_per_code": float(bits.mean()),
-        "validate_bits_per_image": float(bits[0].size * bits.mean()) + bits_of_coarse(prior, validate),
+        "validate_bits_per_image": float(bits[0].size * bits.mean() + coarse_bits(prior, validate).mean()),
         "validate_accuracy": float(accuracy.mean()),
         "baselines": code_baselines(train.codes, validate.codes, vqvae.config.num_embeddings),
         "best_epoch": best + 1,

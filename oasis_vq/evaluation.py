@@ -1,7 +1,9 @@
 """Reports on a VQ-VAE and on a prior, each beside the trivial baselines that it has to beat."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -97,7 +99,7 @@ def evaluate_reconstruction(vqvae: VQVAE, slices: Slices, *, train: Slices | Non
         "num_images": float(len(slices)),
         "num_subjects": float(slices.num_subjects),
         "baselines": {name: scores[name].of() for name in ("black", "mean_slice")},
-        "intervals": _bootstrap(scores["model"], slices.subject, seed),
+        "intervals": _bootstrap(scores["model"].of, slices.subject, seed),
         "positions": _by_position(scores, slices.slice),
     }
 
@@ -112,17 +114,17 @@ def _by_position(scores: dict[str, _Scores], positions: np.ndarray) -> dict:
     return curves
 
 
-def _bootstrap(scores: _Scores, subjects: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """Return the 2.5 and 97.5 percentiles of each score over resampled subjects (n,)."""
+def _bootstrap(of: Callable, subjects: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
+    """Return the 2.5 and 97.5 percentiles over resampled subjects (n,) of the scores that `of` gives for some rows."""
     generator = np.random.default_rng(seed)
     rows_of = [np.flatnonzero(subjects == subject) for subject in np.unique(subjects)]
     drawn = []
     for _ in range(NUM_RESAMPLES):
         chosen = generator.integers(0, len(rows_of), len(rows_of))
-        drawn.append(scores.of(np.concatenate([rows_of[number] for number in chosen])))
+        drawn.append(of(np.concatenate([rows_of[number] for number in chosen])))
     return {
         name: [float(value) for value in np.percentile([scores[name] for scores in drawn], (2.5, 97.5))]
-        for name in SCORES
+        for name in drawn[0]
     }
 
 
@@ -135,6 +137,7 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
             as many training slices as there are validation slices);
         train_validate_gap: how many bits more a validation code costs than a training code;
         unconditional_bits_per_code: of test codes without slice position and class, if the prior knows them; all float;
+        `intervals`: for each score but these two the 95 % bootstrap interval over subjects;
         `baselines`: bits per test code of `uniform` (log2 K), `unigram` (one histogram) and `per_position` (one
         histogram at each grid position), both of the training codes with add-one smoothing; `validate_baselines`: the
         same of the validation codes.
@@ -142,30 +145,35 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
     check_readable(*index.splits().values())
     codes = {split: encode_slices(vqvae, part, drafter=prior.drafter) for split, part in index.splits().items()}
     chosen = np.random.default_rng(0).permutation(len(codes["train"]))[: len(codes["validate"])]
-    report = {}
+    report, intervals = {}, {}
     for split, part in (("", codes["test"]), ("validate_", codes["validate"]), ("train_", codes["train"][chosen])):
-        bits, accuracy = code_scores(prior, part)
-        report[f"{split}bits_per_code"] = float(bits.mean())
-        report[f"{split}bits_per_image"] = float(bits.mean() * math.prod(prior.config.grid_shape))
-        report[f"{split}accuracy"] = float(accuracy.mean())
-        if prior.drafter:
-            report[f"{split}coarse_bits_per_image"] = bits_of_coarse(prior, part)
-            report[f"{split}bits_per_image"] += report[f"{split}coarse_bits_per_image"]
+        bits, hits = (values.mean(axis=(1, 2)) for values in code_scores(prior, part))
+        coarse = coarse_bits(prior, part)
+        values = {"bits_per_code": bits, "bits_per_image": bits * math.prod(prior.config.grid_shape) + coarse}
+        values |= {"accuracy": hits, **({"coarse_bits_per_image": coarse} if prior.drafter else {})}
+        means = partial(_means, {f"{split}{name}": of_images for name, of_images in values.items()})
+        report |= means()
+        intervals |= _bootstrap(means, part.subject)
     report["train_validate_gap"] = report["validate_bits_per_code"] - report["train_bits_per_code"]
     if prior.condition_sizes and prior.config.condition_dropout:
         report["unconditional_bits_per_code"] = float(code_scores(prior, codes["test"], conditioned=False)[0].mean())
     for split, prefix in (("test", ""), ("validate", "validate_")):
         known = codes["train"].codes, codes[split].codes, prior.config.num_embeddings
         report[f"{prefix}baselines"] = code_baselines(*known)
-    return report
+    return report | {"intervals": intervals}
 
 
-def bits_of_coarse(prior: PixelCNN, codes: Codes) -> float:
-    """Return the mean bits of the coarse grids of codes under the prior that draws them; 0 if there are none."""
+def _means(values: dict[str, np.ndarray], rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
+    """Return the means of values (n,) over some rows, by name."""
+    return {name: float(of_images[rows].mean()) for name, of_images in values.items()}
+
+
+def coarse_bits(prior: PixelCNN, codes: Codes) -> np.ndarray:
+    """Return the bits (n,) of the coarse grids of codes under the prior that draws them; 0 if there are none."""
     if prior.drafter is None:
-        return 0.0
+        return np.zeros(len(codes))
     bits, _ = code_scores(prior.drafter.prior, replace(codes, codes=codes.coarse, coarse=None, draft=None))
-    return float(bits.sum(axis=(1, 2)).mean())
+    return bits.sum(axis=(1, 2))
 
 
 def code_scores(prior: PixelCNN, codes: Codes, *, conditioned: bool = True) -> tuple[np.ndarray, np.ndarray]:

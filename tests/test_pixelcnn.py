@@ -260,6 +260,9 @@ def test_prior_learns_more_than_the_histogram(models, index, vqvae, prior):
     assert report["train_validate_gap"] == pytest.approx(gap)
     assert report["validate_bits_per_code"] < report["validate_baselines"]["unigram"]
     codes = ovq.encode_slices(vqvae, index.test)
+    people = [ovq.code_scores(prior, codes[codes.subject == name])[0].mean() for name in np.unique(codes.subject)]
+    assert len(people) == 2  # a quarter of the draws has one of them alone
+    assert report["intervals"]["bits_per_code"] == pytest.approx(sorted(people), rel=1e-5)
     untold = -prior.log_prob(codes.codes) / np.log(2) / 64
     assert report["unconditional_bits_per_code"] == pytest.approx(untold.mean(), rel=1e-4)
     assert report["bits_per_code"] < untold.mean() < report["baselines"]["unigram"]  # to be told helps, and need not be
