@@ -20,7 +20,6 @@ from oasis_vq.vqvae import VQVAE
 
 COURSEWORK_SSIM = 0.6
 """The coursework's criterion for the mean SSIM on the test set."""
-SCORES = ("ssim", "brain_ssim", "psnr", "brain_psnr")
 NUM_RESAMPLES = 1000
 
 
@@ -212,6 +211,11 @@ def code_baselines(train: np.ndarray, test: np.ndarray, num_embeddings: int) -> 
     }
 
 
+def _number(value: float | None) -> str:
+    """Return a score as text; '-' if there is none, which a JSON file tells by null."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
 def table(report: dict) -> str:
     """Return a report as a text table: a line for each number, with its interval and the same of the baselines."""
     baselines, intervals = report.get("baselines", {}), report.get("intervals", {})
@@ -219,7 +223,7 @@ def table(report: dict) -> str:
     for name, value in report.items():
         if isinstance(value, dict):
             continue
-        low_high = "{:.3f} to {:.3f}".format(*intervals[name]) if name in intervals else ""
+        low_high = " to ".join(map(_number, intervals[name])) if name in intervals else ""
         others: list = [part.get(name) if isinstance(part, dict) else None for part in baselines.values()]
         split = name.removesuffix("bits_per_code").removesuffix("bits_per_image")
         coarse = report.get(f"{split}coarse_bits_per_image")
@@ -229,16 +233,16 @@ def table(report: dict) -> str:
             positions = (value - coarse) / report[f"{split}bits_per_code"]
             others = [positions * bits for bits in report.get(f"{split}baselines", {}).values()]
         cells = "".join(f"{'' if other is None else format(other, '.3f'):>14}" for other in others)
-        lines.append(f"{name:<28}{value:>10.3f}{low_high:>20}{cells}".rstrip())
+        lines.append(f"{name:<28}{_number(value):>10}{low_high:>20}{cells}".rstrip())
     if "ssim" in report:
         verdict, black = "met" if report["ssim"] >= COURSEWORK_SSIM else "not met", baselines["black"]
         lines.append(
             f"The coursework asks for a mean SSIM of {COURSEWORK_SSIM}: {verdict}. "
-            f"An all-black image scores {black['ssim']:.3f} there, and {black['brain_ssim']:.3f} in brain_ssim."
+            f"An all-black image scores {black['ssim']:.3f} there, and {_number(black['brain_ssim'])} in brain_ssim."
         )
     if "positions" in report:
         pairs = zip(report["positions"]["model"]["brain_ssim"], report["positions"]["slice"], strict=True)
-        with_brain = [pair for pair in pairs if np.isfinite(pair[0])]
+        with_brain = [pair for pair in pairs if _number(pair[0]) != "-"]
         if len(with_brain) > 1:
             (low, worst), (high, best) = min(with_brain), max(with_brain)
             lines.append(

@@ -188,12 +188,15 @@ def new_record(
         "data": {"name": index.root.name, "num_train": len(index.train), **data},
     }
     if coarse is not None:
-        _require_coarser(coarse, vqvae, record["data"], folder)
+        _require_coarser(coarse, vqvae, folder)
     needed = {"vqvae": vqvae, "coarse": coarse}
-    return record | {name: _reference(model, folder) for name, model in needed.items() if model is not None}
+    record |= {name: _reference(model, folder) for name, model in needed.items() if model is not None}
+    for name in needed.keys() & record:
+        note_other_split(needed[name].folder, index)
+    return record
 
 
-def _require_coarser(coarse: PixelCNN, fine: VQVAE, data: dict, folder: Path) -> None:
+def _require_coarser(coarse: PixelCNN, fine: VQVAE, folder: Path) -> None:
     """Raise ValueError if a prior of a folder cannot refine what a coarse prior draws."""
     if coarse.folder.resolve() == folder.resolve():
         raise ValueError(f"A prior refines another one. Received: {folder} for both.")
@@ -207,11 +210,16 @@ def _require_coarser(coarse: PixelCNN, fine: VQVAE, data: dict, folder: Path) ->
     if of_coarse.downsampling <= fine.config.downsampling:
         known = f"{of_coarse.downsampling}x below {fine.config.downsampling}x"
         raise ValueError(f"A coarse VQ-VAE downsamples more than the fine one. Received: {known}.")
-    trained_on = read_record(coarse.folder)["data"]
-    if trained_on["train"] != data["train"]:
-        name, ours = trained_on["name"], data["name"]
-        print(f"note: {coarse.folder.name} was trained on other slices ({name}) than these ({ours}): are there people "
-              "of this validation or test among them?")  # fmt: skip
+
+
+def note_other_split(folder: Path, index: SliceIndex) -> None:
+    """Tell the user if a model of a folder was trained with another split than this: by its validation people."""
+    trained_with = read_record(folder)["data"]
+    if trained_with["validate"] != index.validate.fingerprint():
+        print(
+            f"note: {folder.name} was trained with another split ({trained_with['name']}) than this "
+            f"({index.root.name}): are there people of this validation or test among those it was trained on?"
+        )
 
 
 def in_use(folder: Path) -> bool:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, ranked
 from oasis_vq.volumes import SliceGeometry, SourceFile, cut_slices, pair_files, read_mask, read_shape, read_volume
-from oasis_vq.workers import finish, is_finished, read_record, run_tasks, start_or_continue
+from oasis_vq.workers import finish, make_once, partial_of, read_record, run_tasks, start_or_continue
 
-FORMAT_VERSION = 1  # of the algorithm: raise it whenever the same volumes give other bytes
+FORMAT_VERSION = 2  # of the algorithm: raise it whenever the same volumes give other bytes
 SUBJECT_PATTERN = (  # OASIS-1 to 3, BIDS, ADNI, IXI, BraTS from 2020 on and before
     r"OAS[12]_\d{4}|OAS3\d{4}|sub-[A-Za-z0-9]+|\d{3}_S_\d{4,5}|IXI\d+"
     r"|BraTS(?:20\d\d|20_[A-Za-z]+|-[A-Z]+)[_-]\d+|Bra[Tt][Ss]1\d_[^_]+_[^_]+"
@@ -121,6 +121,8 @@ def _find_files(source: Path) -> list[SourceFile]:
     for path in paths:
         label = path.relative_to(root).as_posix()
         if _is_wanted(label) and (path.is_file() or path.is_symlink()):
+            if label.encode("utf-8", "replace").decode() != label:  # the manifest could not name it
+                raise ValueError(f"A file's name is no UTF-8. Received: {label!a}. Rename it.")
             files.append(SourceFile(label, str(path), None, path.stat().st_size if path.exists() else None))
     return files
 
@@ -150,7 +152,9 @@ def _open_archives(on_disk: list[SourceFile], *, progress: bool) -> tuple[list[S
             members = _read_members(path, _is_wanted)
             found = ((SourceFile(f"{file.label}:{name}", name, path, len(data)), data) for name, data in members)
         for one, content in found:
-            if one.label.endswith((".txt", ".tsv")):
+            if one.label.endswith((".txt", ".tsv")) and one.size is None:
+                print(f"note: {one.label} is a link to a file that is not here: age and sex stay unknown")
+            elif one.label.endswith((".txt", ".tsv")):
                 texts[one.label] = (path.read_bytes() if content is None else content).decode("utf-8-sig", "replace")
             elif one.size is None:
                 files.append(one)
@@ -311,13 +315,15 @@ def prepare(
     """Cut volumes into slices in the OASIS layout; do nothing if this very folder has been made of them.
 
     Of OASIS-1 the masked, gain-field corrected volumes in atlas space are taken, first session only; of each other
-    subject the volume whose name comes first, those with T1 in it before others. A file `<volume>_<...>` whose ending
-    has one of `volumes.MASK_WORDS` in it is the volume's mask, and in BIDS `sub-01_desc-brain_mask` that of
-    `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, and what is in `derivatives` and
+    subject the volume whose name comes first, those with T1 in it before others, and of these those with a contrast
+    agent (T1c, T1ce, T1Gd) last. A file `<volume>_<...>` whose ending
+    has one of `volumes.MASK_WORDS` in it, and no lesion, is the volume's mask, and in BIDS `sub-01_desc-brain_mask`
+    that of `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, and what is in `derivatives` and
     `sourcedata` below the source, do not count. Archives are never unpacked.
     The slices grow in `<folder>.partial`, one call at a time, and get their name when they are complete. A later call
-    with the same arguments goes on there, also when volumes have come, gone or changed: only these are cut anew, and
-    whoever has another case or split by that. `manifest.csv` says of each slice who it is and where it comes from.
+    with the same arguments goes on there, also when volumes have come, gone or changed in size: only these are cut
+    anew, and whoever has another case or split by that. `manifest.csv` says of each slice who it is and where it comes
+    from.
 
     Args:
         source: a folder, searched with all below it, or an archive (.tar.gz, .tgz, .tar).
@@ -357,32 +363,43 @@ def prepare(
         "subject_pattern": subject_pattern,
     }  # fmt: skip
     record = {**settings, "files": {file.label: file.size for file in on_disk}}
-    if is_finished(folder, "A set of slices", "prepare.json", record):
-        return folder
 
-    files, texts = _open_archives(on_disk, progress=progress)
-    volumes, odd = pair_files(files)
-    _note("files are left out, which are no volumes", odd)
-    if not volumes:
-        raise FileNotFoundError(
-            f"No volumes in {source}. Expected .nii, .nii.gz, .hdr and .img files, or .tar.gz archives of them. Of "
-            "OASIS-1 only the skull-stripped volumes of first sessions count (..._MR1_..._t88_masked_gfc.img), of BIDS "
-            "no derivatives and sourcedata."
-        )
-    subjects = _choose_subjects(volumes, subject_pattern, split, seed)
-    parts = [*(f"keras_png_slices_{part}" for part in OASIS_SUBJECTS), ".subjects"]
-    partial = start_or_continue(folder, "prepare.json", settings, parts)
-    waiting = _keep_finished(partial, subjects, geometry.num_slices)
-    with tqdm(desc="slices", unit="volume", total=len(subjects), disable=not progress) as bar:
-        bar.update(len(subjects) - len(waiting))
-        for _ in run_tasks(_write_subject, _tasks(waiting, partial, geometry), min(num_workers, len(waiting))):
-            bar.update()
-    marks = [read_record(_mark(partial, subject)) for subject in subjects]
-    _write_manifest(partial, subjects, marks, _read_people(texts))
-    shutil.rmtree(partial / ".subjects")
-    write_json(partial / "prepare.json", record)
+    def fill() -> None:
+        if read_record(partial_of(folder) / "prepare.json") == record:  # all was done but the name
+            _name(partial_of(folder), folder)
+            return
+        files, texts = _open_archives(on_disk, progress=progress)
+        volumes, odd = pair_files(files)
+        _note("files are left out, which are no volumes", odd)
+        if not volumes:
+            raise FileNotFoundError(
+                f"No volumes in {source}. Expected .nii, .nii.gz, .hdr and .img files, or .tar.gz archives of them. Of "
+                "OASIS-1 only the skull-stripped volumes of first sessions count (..._MR1_..._t88_masked_gfc.img), of "
+                "BIDS no derivatives and sourcedata."
+            )
+        subjects = _choose_subjects(volumes, subject_pattern, split, seed)
+        parts = [*(f"keras_png_slices_{part}" for part in OASIS_SUBJECTS), ".subjects"]
+        partial = start_or_continue(folder, "prepare.json", settings, parts)
+        waiting = _keep_finished(partial, subjects, geometry.num_slices)
+        with tqdm(desc="slices", unit="volume", total=len(subjects), disable=not progress) as bar:
+            bar.update(len(subjects) - len(waiting))
+            for _ in run_tasks(_write_subject, _tasks(waiting, partial, geometry), min(num_workers, len(waiting))):
+                bar.update()
+        marks = [read_record(_mark(partial, subject)) for subject in subjects]
+        _write_manifest(partial, subjects, marks, _read_people(texts))
+        with_skull = sum(mark["has_skull"] for mark in marks)
+        if with_skull:
+            print(
+                f"note: {with_skull} of {len(subjects)} volumes have no mask beside them: the skull stays, and slices "
+                "are spread over the head, the lowest below the brain"
+            )
+        write_json(partial / "prepare.json", record)
+        _name(partial, folder)
+
+    return make_once(folder, "A set of slices", "prepare.json", record, fill)
+
+
+def _name(partial: Path, folder: Path) -> None:
+    """Give a folder its name, in which all is done."""
+    shutil.rmtree(partial / ".subjects", ignore_errors=True)
     finish(partial, folder)
-    with_skull = sum(mark["has_skull"] for mark in marks)
-    if with_skull:
-        print(f"note: {with_skull} of {len(subjects)} volumes have no mask beside them: the skull stays")
-    return folder

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from oasis_vq.config import Paths, limit_train, profile
 from oasis_vq.files import write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, SliceIndex, find_slices
-from oasis_vq.workers import finish, is_finished, run_tasks, start_or_continue
+from oasis_vq.workers import finish, make_once, run_tasks, start_or_continue
 
 FORMAT_VERSION = 1  # of the algorithm: raise it whenever the same seed gives other bytes
 FIELD_OF_VIEW = 256.0  # mm, the side of an image
@@ -287,24 +287,24 @@ def make_cohort(
         "num_slices": num_slices, "seed": seed,
     }  # fmt: skip
     folder = Path(folder)
-    if is_finished(folder, "A phantom cohort", "cohort.json", parameters):
-        return folder
-    parts = [f"keras_png_slices_{split}" for split in splits]
-    partial = start_or_continue(folder, "cohort.json", parameters, parts)
 
-    tasks = []
-    for split, cases in splits.items():
-        for case in cases:
-            stem = partial / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_"
-            paths = [Path(f"{stem}{number}.nii.png") for number in range(num_slices)]
-            if not all(path.exists() for path in paths):
-                tasks.append((paths, seed, case - 1, image_size))
-    with tqdm(desc="phantom cohort", unit="subject", total=num_subjects, disable=not progress) as bar:
-        bar.update(num_subjects - len(tasks))
-        for _ in run_tasks(_write_subject, tasks, min(num_workers, len(tasks)), warm_up=load_template):
-            bar.update()
-    finish(partial, folder)
-    return folder
+    def fill() -> None:
+        parts = [f"keras_png_slices_{split}" for split in splits]
+        partial = start_or_continue(folder, "cohort.json", parameters, parts)
+        tasks = []
+        for split, cases in splits.items():
+            for case in cases:
+                stem = partial / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_"
+                paths = [Path(f"{stem}{number}.nii.png") for number in range(num_slices)]
+                if not all(path.exists() for path in paths):
+                    tasks.append((paths, seed, case - 1, image_size))
+        with tqdm(desc="phantom cohort", unit="subject", total=num_subjects, disable=not progress) as bar:
+            bar.update(num_subjects - len(tasks))
+            for _ in run_tasks(_write_subject, tasks, min(num_workers, len(tasks)), warm_up=load_template):
+                bar.update()
+        finish(partial, folder)
+
+    return make_once(folder, "A phantom cohort", "cohort.json", parameters, fill)
 
 
 def find_or_make_slices(image_size: int) -> SliceIndex:

@@ -13,7 +13,15 @@ from oasis_vq.anomaly import find_lesions
 from oasis_vq.config import ROOT, Paths
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction, table
 from oasis_vq.files import write_json
-from oasis_vq.folders import load_prior, load_vqvae, model_folder, read_record, sha256, vqvae_folder
+from oasis_vq.folders import (
+    load_prior,
+    load_vqvae,
+    model_folder,
+    note_other_split,
+    read_record,
+    sha256,
+    vqvae_folder,
+)
 from oasis_vq.quality import evaluate_samples, sample_table
 from oasis_vq.slices import SliceIndex
 
@@ -48,6 +56,8 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     scored = {"scored_slices": index.test.fingerprint()}
     if scored.items() <= known.items() and not again:
         return known
+    note_other_split(folder, index)
+    known.pop("lesion_auroc", None)  # there may be none of these slices
     if is_vqvae:
         report = evaluate_reconstruction(load_vqvae(folder), index.test, train=index.train)
     else:

@@ -4,6 +4,7 @@ OASIS: `keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png`.
 ADNI: `{train,test}/{AD,NC}/<id>_<slice>.jpeg`; validation is cut from train, by id.
 """
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -25,8 +26,8 @@ UNKNOWN = -1
 """The label of a slice whose class is not known."""
 VALIDATE_SHARE = 0.1
 """Share of the training subjects of each class that the ADNI layout gives to validation."""
-_OASIS_NAME = re.compile(r"case_(\d+)_slice_(\d+)(\.nii)?\.png", re.IGNORECASE)
-_ADNI_NAME = re.compile(r"(\w+)_(\d+)\.(jpe?g|png)", re.IGNORECASE)
+_OASIS_NAME = re.compile(r"case_(\d+)_slice_(\d{1,6})(\.nii)?\.png", re.IGNORECASE)
+_ADNI_NAME = re.compile(r"(\w+)_(\d{1,6})\.(jpe?g|png)", re.IGNORECASE)
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff"}
 _EXPECTED = "keras_png_slices_train/case_001_slice_0.nii.png, or train/AD/1001_80.jpeg, and the like"
 
@@ -268,12 +269,17 @@ def _other_classes(root: Path) -> Iterator[Finding]:
 
 def _with_people(rows: list[_Row], root: Path) -> tuple[list[_Row], list[Finding]]:
     """Return the rows with people for image ids, as far as the folder has ADNI's table of both (data/README.md)."""
-    people = {}
+    people, others = {}, []
     for file in sorted(root.glob("*.csv")):
-        with file.open(newline="", encoding="utf-8-sig", errors="replace") as table:
-            for row in csv.DictReader(table):
+        found = {}
+        with file.open(newline="", encoding="utf-8-sig", errors="replace") as table, contextlib.suppress(csv.Error):
+            header = table.readline()
+            table.seek(0)
+            for row in csv.DictReader(table, delimiter=max(",;\t", key=header.count)):
                 if row.get("Image Data ID") and row.get("Subject"):
-                    people[row["Image Data ID"].strip().lstrip("I")] = row["Subject"].strip()
+                    found[row["Image Data ID"].strip().lstrip("I")] = row["Subject"].strip()
+        people |= found
+        others += [] if found else [file.name]
     ids = {row.subject for row in rows}
     unknown = sorted(name for name in ids if name.lstrip("I").isdigit() and name.lstrip("I") not in people)
     findings = []
@@ -286,6 +292,8 @@ def _with_people(rows: list[_Row], root: Path) -> tuple[list[_Row], list[Finding
             "Put the table of the image collection, which ADNI offers with a download, into the folder as CSV with the "
             "columns 'Image Data ID' and 'Subject': then people are told apart."
         )
+        if others:
+            remedy += f" What is there has no such columns: {', '.join(others)}."
         findings.append(Finding("image ids", False, text, remedy, (str(root),)))
     return [row._replace(subject=people.get(row.subject.lstrip("I"), row.subject)) for row in rows], findings
 

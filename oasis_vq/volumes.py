@@ -29,9 +29,13 @@ PLANES = {  # the world axis across the planes; the axes down the rows and along
 SLICE_RANGES = {"axial": (0.275, 0.96), "coronal": (0.1, 0.9), "sagittal": (0.15, 0.85)}
 LARGEST_BRAIN = 2.5e6  # mm³; a foreground larger than that is a head
 _VOLUME_NAME = re.compile(r"(.+)(\.nii\.gz|\.nii|\.hdr|\.img)", re.IGNORECASE)
-MASK_WORDS = ("mask", "seg", "dlmuse", "dlicv", "brain")  # <volume>_<something with one of these> is its mask
+MASK_WORDS = ("brain", "dlicv", "dlmuse", "mask", "seg")  # <volume>_<something with one of these> is its mask
+_LESION = re.compile(r"lesion|tumou?r|wmh|stroke", re.IGNORECASE)  # no brain, whatever else its name says
+SMALLEST_MASK = 0.05  # of what is not background: less is no brain
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
-_BIDS_NAME = re.compile(r"((?:.*/)?sub-[^/]+?)(?:_desc-[^_/]+)?_([A-Za-z0-9]+)")  # what it shows, and as which kind
+_BIDS_NAME = re.compile(r"((?:.*/)?sub-[^/]+?)(?:_desc-([^_/]+))?_([A-Za-z0-9]+)")  # what it shows, how, and the kind
+_T1 = re.compile(r"(?<![a-z])(?:3d)?t1(?!\d)", re.IGNORECASE)  # not in subject1 or t10
+_CONTRAST = re.compile(r"t1(?:c|ce|gd)(?![a-z])|_ce-", re.IGNORECASE)  # a contrast agent was given
 _SINGLE = (nib.Nifti1Image, nib.Nifti2Image)
 _PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage)
 
@@ -76,8 +80,9 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
     """Find volumes among files by their names and the headers' shapes.
 
     Returns:
-        volumes: by their label without suffix, those with T1 in the file's name first, those that look like masks
-            last, else by name. Of each the volume and then its masks, and of these the files: one, or header and image.
+        volumes: by their label without suffix, those with T1 in the file's name first, those that look like masks or
+            of a contrast agent last, else by name. Of each the volume and then its masks, those that are the whole
+            brain first, and of these the files: one, or header and image.
         odd: labels, with the reason, of what is none: another half is missing, or it has not three axes.
     """
     parts: dict[str, dict[str, SourceFile]] = {}
@@ -97,7 +102,9 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
 
     def preference(stem: str) -> tuple:
         name = stem.rpartition("/")[2]
-        return "t1" not in name.lower(), any(word in name.lower() for word in MASK_WORDS), name, stem
+        shown = re.sub(r"ses-[^_]+", "", name)  # a session may be called t1
+        is_mask = bool(_LESION.search(name)) or any(word in name.lower() for word in MASK_WORDS)
+        return not _T1.search(shown), is_mask, bool(_CONTRAST.search(shown)), name, stem
 
     masks_of = _find_masks(whole)
     return {stem: [whole[name] for name in (stem, *masks_of[stem])] for stem in sorted(masks_of, key=preference)}, odd
@@ -108,25 +115,32 @@ def _find_masks(names: Iterable[str]) -> dict[str, list[str]]:
 
     Args:
         names: paths without suffix. `<volume>_<...>` with one of `MASK_WORDS` in the ending is a mask, and in BIDS
-            `sub-01_desc-brain_mask` is that of all `sub-01_<kind>` and `sub-01_desc-<...>_<kind>`.
+            `sub-01_desc-brain_mask` is that of all `sub-01_<kind>` and `sub-01_desc-<...>_<kind>`; none is one of
+            lesions.
     """
     names = sorted(names)
     masks_of: dict[str, list[str]] = {name: [] for name in names}
     bids = {name: match.groups() for name in names if (match := _BIDS_NAME.fullmatch(name))}
     shown: dict[str, list[str]] = {}
-    for name, (entities, kind) in bids.items():
+    for name, (entities, _, kind) in bids.items():
         if kind != "mask":
             shown.setdefault(entities, []).append(name)
     masks = set()
     for name in names:
+        if _LESION.search(name.rpartition("/")[2]):
+            continue
         cuts = [match.start() for match in re.finditer("_(?!.*/)", name)]  # in the file's name
         owners = [name[:cut] for cut in cuts if any(word in name[cut:].lower() for word in MASK_WORDS)]
         owners = [owner for owner in owners if owner in masks_of][:1]
-        entities, kind = bids.get(name, (None, None))
-        for owner in owners or (shown.get(entities, []) if kind == "mask" else []):
+        entities, description, kind = bids.get(name, (None, None, None))
+        for owner in owners or (shown.get(entities, []) if (description, kind) == ("brain", "mask") else []):
             masks_of[owner].append(name)
             masks.add(name)
-    return {name: found for name, found in masks_of.items() if name not in masks}
+
+    def rank(mask: str) -> int:
+        return next((place for place, word in enumerate(MASK_WORDS) if word in mask.rpartition("/")[2].lower()), 0)
+
+    return {name: sorted(found, key=rank) for name, found in masks_of.items() if name not in masks}
 
 
 def read_shape(stream: BinaryIO) -> tuple[int, ...] | None:
@@ -246,8 +260,9 @@ def cut_slices(
         ValueError: there is no brain, or no contrast in it.
     """
     brain, has_skull = find_brain(volume, affine) if mask is None else (mask, False)
-    if not brain.any():
-        raise ValueError("its mask is empty")
+    if mask is not None and mask.sum() < SMALLEST_MASK * find_brain(volume, affine)[0].sum():
+        share = f"{mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000:.3g} cm³"
+        raise ValueError(f"its mask is no brain, {share} of a head" if mask.any() else "its mask is empty")
     low, high = np.percentile(volume[brain], (0.5, 99.5)).tolist()
     low = min(low, 0.0)  # black is 0, except where the brain has values below
     if high <= low:

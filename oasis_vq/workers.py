@@ -1,5 +1,6 @@
 """What is made subject by subject: by worker processes, in a folder that gets its name when it is complete."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -7,9 +8,11 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from oasis_vq.files import write_json
 
@@ -26,6 +29,9 @@ def run_tasks(
         tasks: arguments of the function.
         num_workers: processes; 1 works in this one. With more, a script needs the usual `if __name__ == "__main__":`.
         warm_up: called once in each worker before its first task.
+
+    Raises:
+        MemoryError: a worker was killed, which is what systems do that run out of memory.
     """
     if num_workers <= 1:
         for task in tasks:
@@ -33,14 +39,18 @@ def run_tasks(
         return
     # Spawned, since forking a process in which TensorFlow runs threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(warm_up,)) as pool:
-        waiting = deque()
-        for task in tasks:
-            waiting.append(pool.submit(function, *task))
-            if len(waiting) > 2 * num_workers:  # one under way and one ready for each
+    try:
+        with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(warm_up,)) as pool:
+            waiting = deque()
+            for task in tasks:
+                waiting.append(pool.submit(function, *task))
+                if len(waiting) > 2 * num_workers:  # one under way and one ready for each
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenExecutor as error:
+        text = f"One of {num_workers} processes was killed, perhaps for want of memory: try --workers 1."
+        raise MemoryError(text) from error
 
 
 def _start_worker(warm_up: Callable[[], Any] | None) -> None:
@@ -51,19 +61,48 @@ def _start_worker(warm_up: Callable[[], Any] | None) -> None:
         warm_up()
 
 
-def is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
-    """Whether a folder is complete, made with these parameters; False if it is not there, or empty.
+def make_once(folder: Path, what: str, record: str, parameters: dict, fill: Callable[[], None]) -> Path:
+    """Return a folder that is complete, made with these parameters: `fill` makes it if it is not there, or empty.
 
     Args:
         folder: to be made.
-        what: it is made of, for the error.
+        what: it is made of, for errors.
         record: name of the JSON file in it that holds the parameters.
         parameters: plain JSON values.
+        fill: by `start_or_continue` and `finish`; of several processes one calls it, and the others wait.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder holds something else, or another one cannot take its place.
     """
+    if not _is_finished(folder, what, record, parameters):
+        with _alone(folder):
+            if not _is_finished(folder, what, record, parameters):  # by the one that this waited for
+                fill()
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    file = folder.with_name(f".{folder.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"note: another process makes {folder}: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows: somebody waits for it
+            file.unlink()  # who gets it from now on finds the folder as it is
+        lock.release()
+
+
+def _is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if folder.is_symlink() or folder.is_mount():
+            raise FileExistsError(f"{folder} is a link or a place where a disk is mounted. Name a folder in it.")
         return False
     found = read_record(folder / record)
     if found == parameters:
@@ -80,17 +119,30 @@ def is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
 
 
 def start_or_continue(folder: Path, record: str, parameters: dict, parts: list[str]) -> Path:
-    """Return `<folder>.partial`, in which a folder grows: as an interrupted call left it, or new with empty `parts`."""
-    partial = folder.with_name(folder.name + ".partial")
-    if read_record(partial / record) != parameters:
-        if partial.exists():
-            shutil.rmtree(partial)
+    """Return `<folder>.partial`, in which a folder grows: as an interrupted call left it, or new with empty `parts`.
+
+    Raises:
+        FileExistsError: there is such a folder, with something else in it.
+    """
+    partial = partial_of(folder)
+    found = read_record(partial / record)
+    if found != parameters:
+        if found:
+            print(f"note: what is in {partial} was begun with other parameters, and is made anew")
+        elif any(path.is_file() for path in partial.rglob("*")):
+            raise FileExistsError(f"{folder.name} grows in {partial}, where something else is. Move it away.")
+        shutil.rmtree(partial, ignore_errors=True)
         for part in parts:
             (partial / part).mkdir(parents=True)
         write_json(partial / record, parameters)
     for leftover in partial.rglob(".*.partial"):
         leftover.unlink()
     return partial
+
+
+def partial_of(folder: Path) -> Path:
+    """Return where a folder grows."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def finish(partial: Path, folder: Path) -> None:

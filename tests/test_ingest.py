@@ -22,7 +22,7 @@ from scipy import ndimage
 from oasis_vq import ingest
 from oasis_vq.ingest import prepare, split_subjects
 from oasis_vq.volumes import SliceGeometry, cut_slices, read_volume
-from oasis_vq.workers import run_tasks
+from oasis_vq.workers import finish, read_record, run_tasks
 
 ROOT = Path(ingest.__file__).parents[1]
 REAL_VOLUMES = Path(os.environ.get("OASIS_VQ_REAL_VOLUMES") or ROOT / "data" / "ixi_nifti")
@@ -339,7 +339,7 @@ def test_mask_beside_a_volume_strips_the_skull(tmp_path, capsys):
     turned, turned_affine = stored(fine.astype(np.uint8), fine_affine, "PSR")
     write_nifti(tmp_path / "volumes" / "IXI002_T1_brain_mask.nii.gz", turned, turned_affine)
     folder = quickly(tmp_path / "volumes", tmp_path / "out", SliceGeometry(image_size=64, num_slices=6))
-    assert "note: 1 of 3 volumes have no mask beside them: the skull stays\n" in capsys.readouterr().out
+    assert "note: 1 of 3 volumes have no mask beside them: the skull stays, and slices" in capsys.readouterr().out
     images = {}
     for row in manifest(folder):
         images.setdefault(row["subject"], []).append(iio.imread(folder / row["file"]))
@@ -363,6 +363,29 @@ def test_one_volume_a_subject_and_the_others_are_named(tmp_path, capsys):
     assert len(rows) == 18 and all("-T1" in row["source"] for row in rows)
     note = "note: 2 further volumes of these subjects are left out: later/IXI002-HH-T2.nii.gz, IXI003-HH-PD.nii\n"
     assert capsys.readouterr().out == note
+    for number in (1, 2, 3, 10):  # the letters t1 are in subject1
+        for kind in ("FLAIR", "T1"):
+            write_nifti(tmp_path / "others" / f"subject{number}_{kind}.nii.gz", brain())
+    found = who(tmp_path / "others", tmp_path / "others_out", subject_pattern=r"subject\d+")
+    assert found == {f"subject{number}": f"subject{number}_T1.nii.gz" for number in (1, 2, 3, 10)}
+
+
+def test_a_lesion_is_no_brain(tmp_path, capsys):
+    source, inside = tmp_path / "volumes", (brain() > 0).astype(np.uint8)
+    lesion = (brain() > 190).astype(np.uint8)
+    for name in ("sub-01", "sub-02", "sub-03"):
+        write_nifti(source / f"{name}_T1w.nii.gz", brain())
+        write_nifti(source / f"{name}_desc-lesion_mask.nii.gz", lesion)
+        write_nifti(source / f"{name}_T1w_lesion_seg.nii.gz", lesion)
+    whole = quickly(source, tmp_path / "whole")
+    assert "further volumes of these subjects are left out: sub-01_T1w_lesion_seg" in capsys.readouterr().out
+    for name in ("sub-01", "sub-02", "sub-03"):
+        write_nifti(source / f"{name}_T1w_fine_seg.nii.gz", lesion)
+        write_nifti(source / f"{name}_T1w_mask.nii.gz", inside)
+    assert slices_of(quickly(source, tmp_path / "masked")) == slices_of(whole)
+    (source / "sub-02_T1w_mask.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"^sub-02_T1w\.nii\.gz cannot be used: its mask is no brain, .* cm³ of"):
+        quickly(source, tmp_path / "refused")
 
 
 def who(source, folder, **options):
@@ -382,6 +405,9 @@ def who(source, folder, **options):
         ("BraTS2021_00000 BraTS2021_00002 BraTS2021_01666", "{}/{}_flair.nii.gz {}/{}_seg.nii.gz {}/{}_t1.nii.gz", 2),
         ("BraTS20_Training_001 BraTS20_Training_002 BraTS20_Validation_001", "{}_t1ce.nii {}_t1.nii {}_t2.nii", 1),
         ("BraTS-GLI-00000 BraTS-GLI-00002 BraTS-MEN-00002", "{}-000/{}-000-t1n.nii.gz {}-001/{}-001-t1n.nii.gz", 0),
+        ("BraTS-GLI-00003 BraTS-GLI-00004 BraTS-GLI-00005", "{}-000-t1c.nii.gz {}-000-t1n.nii.gz {}-000-t2f.nii.gz", 1),
+        ("sub-patient1 sub-patient10 sub-patient2", "{}_FLAIR.nii.gz {}_T1w.nii.gz {}_acq-post1_T2w.nii.gz", 1),
+        ("sub-01 sub-02 sub-03", "{}_ses-t1_FLAIR.nii.gz {}_ses-t1_acq-3DT1_run-1.nii.gz", 1),
         ("Brats18_2013_2 Brats18_CBICA_AAB Brats18_TCIA01_131", "{}_1/{}_1_flair.nii.gz {}_1/{}_1_t2.nii.gz", 0),
     ],
 )
@@ -461,14 +487,16 @@ def test_bids_raw_volumes_come_before_derivatives_and_have_their_masks(tmp_path,
         for folder in ("derivatives/prep", "sourcedata"):
             write_nifti(source / folder / name / f"{name}_desc-preproc_T1w.NII.GZ", brain())
             for other in ("desc-brain_mask", "space-MNI_desc-brain_mask", "dseg"):
-                write_nifti(source / folder / name / f"{name}_{other}.nii.gz", (brain() > 150).astype(np.uint8))
+                write_nifti(source / folder / name / f"{name}_{other}.nii.gz", (brain() > 85).astype(np.uint8))
     found = who(source, tmp_path / "out")
     assert found == {f"sub-0{n}": f"sub-0{n}/ses-1/anat/sub-0{n}_ses-1_T1w.nii.gz" for n in (1, 2, 3)}
     assert capsys.readouterr().out == ""
+    brains = np.mean([iio.imread(tmp_path / "out" / name) > 0 for name in slices_of(tmp_path / "out")])
     for folder in ("derivatives", "derivatives/prep", "sourcedata"):
         folder = quickly(source / folder, tmp_path / "inside" / folder.replace("/", "-"))
         assert all(row["source"].endswith("_desc-preproc_T1w.NII.GZ") for row in manifest(folder))
-        assert 0 < np.mean([iio.imread(folder / name) > 0 for name in slices_of(folder)]) < 0.05  # the balls alone
+        share = np.mean([iio.imread(folder / name) > 0 for name in slices_of(folder)]) / brains
+        assert 0.2 < share < 0.6  # the brighter part alone
 
 
 def test_odd_files_are_left_out_with_a_note(tmp_path, capsys):
@@ -502,7 +530,7 @@ def test_after_an_error_only_what_changed_is_cut_anew(tmp_path):
     before = times()
     assert len(before) == 60
     (source / "IXI002-HH-T1.nii.gz").unlink()  # all after it have another case
-    write_nifti(source / "IXI003-HH-T1_mask.nii.gz", (brain() > 150).astype(np.uint8))
+    write_nifti(source / "IXI003-HH-T1_mask.nii.gz", (brain() > 85).astype(np.uint8))
     (source / "IXI005-HH-T1.nii.gz").rename(source / "IXI005-HH-T1-new.nii.gz")
     with pytest.raises(ValueError, match=r"^IXI011-HH-T1\.nii\.gz cannot be used"):
         quickly(source, tmp_path / "out")
@@ -518,10 +546,16 @@ def test_after_an_error_only_what_changed_is_cut_anew(tmp_path):
 
 
 def test_marks_are_written_after_slices_that_are_on_the_disk(tmp_path, monkeypatch):
-    synced, sync = [], os.fsync
+    synced, sync, marks = [], os.fsync, {}
     monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), sync(number)))
+    monkeypatch.setattr(
+        ingest, "read_record", lambda file: (marks.setdefault(file.name, file.stat().st_ino), read_record(file))[1]
+        if file.exists() else None,
+    )  # fmt: skip
     folder = quickly(write_people(tmp_path / "volumes"), tmp_path / "out")
-    assert {(folder / name).stat().st_ino for name in slices_of(folder)} <= set(synced)
+    for row in manifest(folder):
+        slices = synced.index((folder / row["file"]).stat().st_ino)
+        assert slices < synced.index(marks[f"case_{int(row['case']):03d}.json"])
 
 
 @pytest.mark.parametrize("packed, num_workers", [(False, 1), (True, 2)])
@@ -576,6 +610,60 @@ def test_partial_folder_with_other_parameters_is_begun_anew(tmp_path):
     (partial / "prepare.json").write_text(json.dumps({**parameters, "seed": 5}))
     (partial / ".subjects" / "case_001.json").write_text("of another person")
     assert read_bytes(quickly(source, tmp_path / "anew")) == read_bytes(expected)
+
+
+def test_a_run_stopped_at_its_end_only_gives_the_name(tmp_path, monkeypatch):
+    source = write_people(tmp_path / "volumes")
+    expected = read_bytes(quickly(source, tmp_path / "expected"))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quickly(source, tmp_path / "out")
+        patch.setattr(ingest, "finish", finish)
+        patch.setattr(ingest, "_write_subject", stop)
+        assert read_bytes(quickly(source, tmp_path / "out")) == expected
+
+
+def test_what_is_not_ours_is_never_removed(tmp_path):
+    source = write_people(tmp_path / "volumes")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "letter.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"^out grows in .*out\.partial, where something else is\. Move it away"):
+        quickly(source, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "letter.txt").read_text() == "mine"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError, match=r"link is a link or a place where a disk is mounted"):
+        quickly(source, tmp_path / "link")
+
+
+def test_two_processes_make_one_folder(tmp_path):
+    source = write_people(tmp_path / "volumes", 12)
+    expected = read_bytes(quickly(source, tmp_path / "expected"))
+    code = "from oasis_vq.ingest import SliceGeometry, prepare; import sys; "
+    code += "prepare(sys.argv[1], sys.argv[2], SliceGeometry(image_size=32, num_slices=6), num_workers=1)"
+    words = [sys.executable, "-c", code, source, tmp_path / "out"]
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert read_bytes(tmp_path / "out") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out", "volumes"]
+
+
+def test_a_killed_worker_is_told_in_one_line():
+    with pytest.raises(MemoryError, match=r"^One of 2 processes was killed, perhaps for want of memory: try --workers"):
+        list(run_tasks(os.kill, [(0, 0)], 2, warm_up=os.abort))
+
+
+def test_names_that_are_no_text_are_told(tmp_path):
+    source = write_people(tmp_path / "volumes")
+    (source / "IXI003-HH-T1.nii.gz").rename(source / os.fsdecode(b"IXI003_M\xfcller_T1.nii.gz"))
+    with pytest.raises(ValueError, match=r"^A file's name is no UTF-8\. Received: 'IXI003_M\\udcfcller_T1"):
+        quickly(source, tmp_path / "out")
 
 
 def cut_off(path):

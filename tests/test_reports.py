@@ -25,6 +25,29 @@ def test_scores_of_other_slices_are_not_taken_for_theirs(folder, index):
     assert ovq.evaluate_model(folder, few) == first
 
 
+def test_another_split_is_told(folder, index, capsys):
+    ovq.evaluate_model(folder, index, again=True)
+    assert "another split" not in capsys.readouterr().out
+    moved = dataclasses.replace(index, test=index.validate, validate=index.test)
+    ovq.evaluate_model(folder, moved)
+    assert "was trained with another split (" in capsys.readouterr().out
+
+
+def test_scores_that_are_none_are_no_error(folder, index):
+    report = ovq.evaluate_model(folder, dataclasses.replace(index, test=index.test[:2]))
+    nothing = {"brain_psnr": None, "intervals": report["intervals"] | {"brain_psnr": [None, None]}}
+    nothing["baselines"] = report["baselines"] | {"black": {"ssim": 0.7, "brain_ssim": None}}
+    nothing["positions"] = report["positions"] | {"model": {"brain_ssim": [None] * len(report["positions"]["slice"])}}
+    (text,) = ovq.report_texts(report | nothing)
+    assert next(line.split()[:5] for line in text.splitlines() if line.startswith("brain_psnr")) == [
+        "brain_psnr",
+        "-",
+        "-",
+        "to",
+        "-",
+    ]
+
+
 def test_texts_have_scores_alone(folder, index):
     (text,) = ovq.report_texts(ovq.evaluate_model(folder, dataclasses.replace(index, test=index.test[:2])))
     assert "brain_ssim" in text and "black" in text
