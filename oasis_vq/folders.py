@@ -18,6 +18,8 @@ from oasis_vq.pixelcnn import Drafter, PixelCNN
 from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
 
+RESTARTED = "restarted"
+"""Name of an empty file in a folder whose training was begun anew: that training, stopped, goes on."""
 _CONFIGS: dict[str, type[Config]] = {"VQVAE": VQVAEConfig, "PixelCNN": PriorConfig}
 
 

@@ -125,7 +125,7 @@ class VectorQuantizer(_Quantizer):
 
     The codebook's gradient is one slice a latent, as that of any lookup, and Adam in Keras squares each slice by
     itself: its steps are longer than with the dense gradient of a one-hot product, and the codebook keeps up with the
-    latents.
+    latents. A limit to the gradient, as trainings with an SSIM term have, makes it dense.
 
     Source: van den Oord et al. 2017, equation 3.
     """

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction
 from oasis_vq.files import write_json
-from oasis_vq.folders import model_folder, read_history
+from oasis_vq.folders import RESTARTED, model_folder, read_history
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.slices import SliceIndex
 from oasis_vq.training import fit_or_load
@@ -46,7 +46,7 @@ def grid_search(
         grid: {field of the configuration: values to try}.
         index: the slices; the winner alone sees test.
         vqvae: for a search among priors, the VQ-VAE whose codes they learn.
-        restart: whether to train all candidates anew.
+        restart: whether to train all candidates anew; a search that was stopped at that goes on.
 
     Returns:
         What the folder's search.json holds: `candidates`, best first, each with `name`, `changes`, what it scores in
@@ -63,19 +63,25 @@ def grid_search(
     shared = config.to_dict()
     chosen = candidates(grid)
     configs = {label: type(config).from_dict({**shared, **changes}) for label, changes in chosen.items()}
-    rows = []
+    rows, failure = [], ""
+    restarted = folder / RESTARTED
+    if restart and not restarted.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        restarted.touch()
     for label, changes in tqdm(chosen.items(), "search", unit="candidate"):
         row: dict[str, Any] = {"name": label, "changes": changes}
+        anew = restarted.exists() and not _is_newer(folder / label / "config.json", restarted)
         try:
-            row |= _scores(fit_or_load(folder / label, configs[label], index, vqvae=vqvae, restart=restart), index)
+            row |= _scores(fit_or_load(folder / label, configs[label], index, vqvae=vqvae, restart=anew), index)
             row["seconds"] = float(read_history(folder / label)["seconds"].sum())
         except (FloatingPointError, MemoryError) as error:
-            print(f"note: {error}")
+            failure = str(error)
+            print(f"note: {failure}")
             row["brain_ssim" if vqvae is None else "bits_per_code"] = math.nan
         rows.append(row)
     rows.sort(key=_loss)
     if not math.isfinite(_loss(rows[0])):
-        raise ValueError(f"No candidate in {folder} could be trained: their losses are no numbers.")
+        raise ValueError(f"No candidate in {folder} could be trained. The last: {failure}")
     winner = fit_or_load(folder / rows[0]["name"], configs[rows[0]["name"]], index, vqvae=vqvae)
     if vqvae is None:
         test = evaluate_reconstruction(winner, index.test, train=index.train)
@@ -83,7 +89,12 @@ def grid_search(
         test = evaluate_prior(winner, vqvae, index)
     found = {"candidates": rows, "test": test}
     write_json(folder / "search.json", found)
+    restarted.unlink(missing_ok=True)
     return found
+
+
+def _is_newer(file: Path, other: Path) -> bool:
+    return file.exists() and file.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _loss(row: dict[str, Any]) -> float:

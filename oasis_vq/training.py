@@ -6,6 +6,7 @@ whole.
 
 import contextlib
 import importlib.util
+import json
 import shutil
 import signal
 import sys
@@ -25,7 +26,16 @@ from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, TrainingL
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
 from oasis_vq.files import write_json
-from oasis_vq.folders import in_use, load_model, model_folder, new_record, read_history, refuse_other
+from oasis_vq.folders import (
+    RESTARTED,
+    in_use,
+    load_model,
+    model_folder,
+    new_record,
+    read_history,
+    read_record,
+    refuse_other,
+)
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.preparation import CODES, Training, prepare_prior, prepare_vqvae
@@ -58,6 +68,7 @@ def fit_or_load(
         coarse: for a prior, the one whose samples it refines, over the codes of a coarser VQ-VAE; likewise loaded. It
             sets the configuration's `refines`.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
+            A training that was begun so and stopped goes on, if nothing else is asked for.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
         callbacks: of Keras, beside what is always there: history.csv, log.txt and checkpoints; reconstructions.png,
             slices of validate over their reconstructions, or a prior's samples.png; TensorBoard's logs if it is
@@ -68,7 +79,7 @@ def fit_or_load(
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
             data guard finds an error. If no checkpoint can be read, or the workers read different ones. If the batch
-            size is no multiple of the devices.
+            size is no multiple of the devices, or several are to train what only one can.
         FloatingPointError: if the loss is not a number, or a decoder that had learned draws one image for all slices;
             the checkpoints of the epochs before stay.
         MemoryError: if a batch does not fit into memory.
@@ -87,11 +98,15 @@ def fit_or_load(
     folder = model_folder(name)
     partial = folder.with_name(f"{folder.name}.partial")
     record = new_record(config, index, folder, vqvae, coarse)
-    for place in (folder, partial):
-        if in_use(place) and (place == folder or _checkpoints(partial)):
-            refuse_other(place, record, restart=restart)
-    if in_use(folder) and not restart:
-        return load_model(folder, record["model"])
+    restarted = partial / RESTARTED
+    if in_use(folder):
+        refuse_other(folder, record, restart=restart)
+        if not restart:
+            if restarted.exists():
+                print(f"note: what is to replace {folder.name} was stopped: restart=True (--restart) goes on with it")
+            return load_model(folder, record["model"])
+    if in_use(partial) and _checkpoints(partial):
+        refuse_other(partial, record, restart=restart)
 
     _require_writable(folder.parent)
     for note in checked(index):  # a notebook keeps what is printed: no place of this machine
@@ -100,10 +115,13 @@ def fit_or_load(
         keras.utils.set_random_seed(config.seed)
         wait_for_all(strategy)
         if leads:
-            if restart:
+            goes_on = restarted.exists() and read_record(partial) == json.loads(json.dumps(record))
+            if restart and not goes_on:
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
             write_json(partial / "config.json", record)
+            if restart:
+                restarted.touch()
         wait_for_all(strategy)
         if vqvae is None:
             training = prepare_vqvae(config, index, partial, cache=cache, strategy=strategy)
@@ -114,6 +132,7 @@ def fit_or_load(
             _fit(training, partial, partial, callbacks)
             if folder.exists():
                 shutil.rmtree(folder)
+            restarted.unlink(missing_ok=True)
             partial.replace(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             for file in folder.glob(CODES):
@@ -138,6 +157,8 @@ def _require_shares(config: VQVAEConfig | PriorConfig, index: SliceIndex, num_de
         raise ValueError(f"{num_devices} devices share the slices of validation. Received: {len(index.validate)}.")
     if config.precision == "mixed_float16":  # Keras looks for overflows on one device alone
         raise ValueError("On several devices precision is float32 or mixed_bfloat16. Received: mixed_float16.")
+    if getattr(config, "batch_norm", False):  # each would have its own moving statistics, and one be saved
+        raise ValueError("On several devices batch_norm is False. Received: True.")
 
 
 def _require_writable(folder: Path) -> None:
@@ -275,6 +296,7 @@ def _restored(checkpoint: tf.train.Checkpoint, folder: Path) -> bool:
         try:
             checkpoint.restore(checkpoints[number]).assert_consumed()
         except AssertionError:
+            (folder / RESTARTED).unlink(missing_ok=True)
             raise ValueError(
                 f"{folder} was begun by another version, which kept other things: restart=True (--restart) begins anew."
             ) from None
@@ -283,6 +305,7 @@ def _restored(checkpoint: tf.train.Checkpoint, folder: Path) -> bool:
         else:
             return True
     if checkpoints:
+        (folder / RESTARTED).unlink(missing_ok=True)
         raise ValueError(f"No checkpoint in {folder} can be read: restart=True (--restart) begins anew.")
     return False
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import VQVAE_CONFIG
 
 import oasis_vq as ovq
+from oasis_vq import search
 from oasis_vq.__main__ import main
 from oasis_vq.search import candidates, table
 
@@ -23,7 +24,7 @@ def test_grid_of_the_published_search():
     assert recipe.prior.learning_rate in recipe.prior_grid["learning_rate"]
 
 
-def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index):
+def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index, monkeypatch):
     config = dataclasses.replace(VQVAE_CONFIG, epochs=2)
     grid = {"num_embeddings": [32], "learning_rate": [1e-6, 1e30, 3e-3]}
     found = ovq.grid_search(tmp_path / "s", config, grid, index)
@@ -42,6 +43,22 @@ def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index):
     again = ovq.grid_search(tmp_path / "s", config, {**grid, "learning_rate": [1e-6, 3e-3]}, index)
     assert len(trained) == 2 and all(file.stat().st_mtime_ns == time for file, time in trained.items())
     assert again["candidates"][0] == best and again["test"] == found["test"]
+
+    train, anew = search.fit_or_load, []
+
+    def stop_at_the_second(*words, restart=False, **options):
+        anew.append(restart)
+        if len(anew) == 2:
+            raise KeyboardInterrupt
+        return train(*words, restart=restart, **options)
+
+    monkeypatch.setattr(search, "fit_or_load", stop_at_the_second)
+    grid = {**grid, "learning_rate": [1e-6, 3e-3]}
+    with pytest.raises(KeyboardInterrupt):
+        ovq.grid_search(tmp_path / "s", config, grid, index, restart=True)
+    restarted = ovq.grid_search(tmp_path / "s", config, grid, index, restart=True)
+    assert anew == [True, True, False, True, False]  # the last loads the winner
+    assert restarted["test"] == found["test"] and not (tmp_path / "s" / "restarted").exists()
     with pytest.raises(ValueError, match="a value or more for each"):
         ovq.grid_search(tmp_path / "s", config, {"seed": []}, index)
     with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):

@@ -368,7 +368,7 @@ def test_other_data_are_refused(models, vqvae, copied):
         ovq.fit_or_load(models / "small", VQVAE_CONFIG, ovq.find_slices(copied))
 
 
-def test_restart_replaces_a_model_and_nothing_else(tmp_path, models, index, copied, vqvae):
+def test_restart_replaces_a_model_and_nothing_else(tmp_path, models, index, copied, vqvae, capsys):
     folder = shutil.copytree(models / "small", tmp_path / "model")
     before = (folder / "model.keras").read_bytes()
     other = dataclasses.replace(VQVAE_CONFIG, epochs=1)
@@ -378,6 +378,13 @@ def test_restart_replaces_a_model_and_nothing_else(tmp_path, models, index, copi
     assert (folder / "model.keras").read_bytes() == before
     assert ovq.fit_or_load(folder, other, index, restart=True).config == other
     assert len(ovq.read_history(folder)["epoch"]) == 1
+    with pytest.raises(KeyboardInterrupt, match="1 of 2 epochs are kept, and the same call goes on"):
+        more = dataclasses.replace(VQVAE_CONFIG, epochs=2)
+        ovq.fit_or_load(folder, more, index, restart=True, callbacks=[Stop(1)])
+    assert ovq.fit_or_load(folder, other, index).config == other
+    assert "what is to replace model was stopped: restart=True (--restart) goes on" in capsys.readouterr().out
+    assert ovq.fit_or_load(folder, more, index, restart=True).config == more
+    assert "model: going on after epoch 1 of 2" in capsys.readouterr().out and not (folder / "restarted").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("mine")
     with pytest.raises(FileNotFoundError, match=r"No config.json in .*thesis"):

@@ -184,7 +184,10 @@ def test_pixel_losses_equal_numpy(images):
         ovq.VQVAEConfig(loss="bce")
 
 
-def test_ssim_term_is_that_of_tensorflow(images):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_ssim_term_is_that_of_tensorflow(images, monkeypatch, on_gpu):
+    """Also as GPUs compute it."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: ["a GPU"] * on_gpu)
     plain, weighted = (ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, ssim_weight=weight)) for weight in (0.0, 2.0))
     weighted.set_weights(plain.get_weights())
     term = 2 * (1 - tf.reduce_mean(tf.image.ssim(images, plain(images), 1.0)))
