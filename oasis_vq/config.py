@@ -137,7 +137,8 @@ class VQVAEConfig(Augmentation):
     learning_rate: float = 1e-3
     """Adam's learning rate; at its highest if it rises or decays."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises to its value, at most a quarter of all; only with `cosine_decay`."""
+    """Steps, at most a quarter of all, in which the learning rate, with `cosine_decay`, and the weight of the SSIM rise
+    to their values."""
     cosine_decay: bool = True
     """Whether the learning rate falls to zero along a half cosine."""
     batch_size: int = 16

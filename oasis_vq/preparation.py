@@ -154,15 +154,23 @@ def _compile(model: VQVAE | PixelCNN, num_items: int) -> None:
     jit_compile = "auto" if model.config.jit_compile is None else model.config.jit_compile
     model.compile(optimizer=build_optimizer(model.config, num_items), jit_compile=jit_compile)
     model.optimizer.build(model.trainable_variables)
+    if isinstance(model, VQVAE):
+        _, model.ssim_warmup = _steps(model.config, num_items)
+
+
+def _steps(config: VQVAEConfig | PriorConfig, num_items: int) -> tuple[int, int]:
+    """Return the steps of a training on so many items, and those of its warm-up: a quarter at most."""
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    num_steps = (num_items // config.batch_size if devices > 1 else -(-num_items // config.batch_size)) * config.epochs
+    return num_steps, min(config.warmup_steps, num_steps // 4)
 
 
 def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.optimizers.Optimizer:
     """Return Adam with the learning rate that the configuration asks for, for a training on so many items."""
     devices = tf.distribute.get_strategy().num_replicas_in_sync
-    num_steps = (num_items // config.batch_size if devices > 1 else -(-num_items // config.batch_size)) * config.epochs
+    num_steps, warmup = _steps(config, num_items)
     rate = config.learning_rate
     if config.cosine_decay:
-        warmup = min(config.warmup_steps, num_steps // 4)
         rising = {"initial_learning_rate": 0.0, "warmup_target": rate, "warmup_steps": warmup}
         start = rising if warmup else {"initial_learning_rate": rate}
         rate = keras.optimizers.schedules.CosineDecay(decay_steps=num_steps - warmup, **start)

@@ -178,6 +178,8 @@ class VQVAE(keras.Model):
         self.image_variance = self.add_weight(
             name="image_variance", shape=(), initializer="ones", dtype="float32", autocast=False, trainable=False
         )
+        self.ssim_warmup = 0
+        """Steps of training over which the SSIM comes into the loss."""
         self._means = {name: keras.metrics.Mean(name) for name in ("total_loss", "reconstruction_loss", "vq_loss")}
         self._code_metrics = [kind(self.config.num_embeddings) for kind in (Perplexity, CodebookUsage)]
         self(tf.zeros((1, self.config.image_size, self.config.image_size, 1)))  # builds every weight
@@ -220,13 +222,16 @@ class VQVAE(keras.Model):
         """Return the losses, each () float32, and the codes (batch, h, w) of images (batch, size, size, 1).
 
         reconstruction_loss is the one that the configuration names, plus `ssim_weight` (1 - SSIM); vq_loss is the
-        quantizer's; total_loss is their sum.
+        quantizer's; total_loss is their sum. In training the weight rises over the first `ssim_warmup` steps: the SSIM
+        of a black background is 1, and so steep there that it can hold a decoder at black that has learned nothing.
         """
         quantized, codes, vq_loss = self.quantizer(self.encoder(images, training=training), training=training)
         again = self.decoder(quantized, training=training)
         reconstruction_loss = pixel_loss(self.config.loss, images, again, variance=self.image_variance)
-        if self.config.ssim_weight:
-            reconstruction_loss += self.config.ssim_weight * (1.0 - structural_similarity(images, again))
+        if weight := self.config.ssim_weight:
+            if training and self.ssim_warmup:
+                weight *= tf.minimum(1.0, tf.cast(self.optimizer.iterations, tf.float32) / self.ssim_warmup)
+            reconstruction_loss += weight * (1.0 - structural_similarity(images, again))
         total_loss = reconstruction_loss + vq_loss
         return {"total_loss": total_loss, "reconstruction_loss": reconstruction_loss, "vq_loss": vq_loss}, codes
 

@@ -128,11 +128,11 @@ def test_badge_and_clone_come_from_one_setting(path):
     assert notebook == committed, "make figures"
 
 
-@pytest.mark.parametrize("path", tool.notebook_paths(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_no_slice_position_is_named_by_its_number(path):
     """Those of ADNI begin at 78, and others where they will: `SliceIndex.positions_at` says which there are."""
     code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
-    assert not re.search(r"slice(_index)?\)? ?==? ?\d|slice, [\[(]\d|linspace\(\d+, ?\d\d", code)
+    assert not re.search(r"slice(_index)?\)? ?==? ?\d|slice, [\[(]\d|linspace\(\d+, ?\d\d|for position in \(\d", code)
 
 
 def test_each_explorer_stands_in_one_notebook():

@@ -31,6 +31,16 @@ def test_a_few_epochs_on_real_brains_beat_the_baselines(real_data, tmp_path):
     assert report["codebook_usage"] > 0.5
 
 
+@pytest.mark.slow
+def test_few_people_in_small_batches_are_learned(real_data, tmp_path):
+    """With the whole SSIM from the first step on, the decoder stayed black."""
+    config = dataclasses.replace(ovq.recipe("default128").vqvae, learning_rate=5e-4, batch_size=4, epochs=3)
+    index = ovq.find_slices(real_data, limit_train=16)
+    images = ovq.load_images(index.validate[:64], image_size=128)
+    again = ovq.fit_or_load(tmp_path / "few", config, index).reconstruct(images)
+    assert ovq.brain_ssim(images, again) > 0.35
+
+
 @pytest.fixture(scope="module")
 def large_cohort(tmp_path_factory):
     """The folder of 354 subjects at 256x256, as many as OASIS has, and the seconds they took."""

@@ -158,7 +158,7 @@ def test_tensorboard_logs_are_written_where_it_is_installed(tmp_path, index):
     assert epochs == list(ovq.read_history(tmp_path / "watched")["val_codebook_usage"])
 
 
-def test_learning_rate_rises_then_falls_to_zero():
+def test_learning_rate_rises_then_falls_to_zero(index, tmp_path):
     config = dataclasses.replace(VQVAE_CONFIG, learning_rate=2e-3, warmup_steps=10, batch_size=8, epochs=10)
     rates = [float(build_optimizer(config, 80)._learning_rate(step)) for step in (0, 5, 10, 55, 100)]  # 100 steps
     np.testing.assert_allclose(rates, [0, 1e-3, 2e-3, 1e-3, 0], atol=1e-8)
@@ -166,6 +166,8 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert float(build_optimizer(short, 80)._learning_rate(25)) == pytest.approx(2e-3)  # a quarter of all steps at most
     constant = dataclasses.replace(config, cosine_decay=False)
     assert float(build_optimizer(constant, 80).learning_rate) == pytest.approx(2e-3)
+    here = {"cache": False, "strategy": tf.distribute.get_strategy()}
+    assert prepare_vqvae(short, index, tmp_path, **here).model.ssim_warmup == 15  # of 60 steps
 
 
 def test_gradient_is_limited_where_the_ssim_is_in_the_loss():

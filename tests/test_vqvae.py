@@ -203,6 +203,25 @@ def test_ssim_term_is_that_of_tensorflow(images, monkeypatch, on_gpu):
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=0, atol=1e-3 * np.abs(gradients[1]).max())
 
 
+def test_ssim_comes_in_over_the_warm_up(images):
+    model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, ssim_weight=2.0))
+    plain = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, ssim_weight=0.0))
+    plain.set_weights(model.get_weights())
+
+    def term(*, training):
+        losses = [each.losses_of(images, training=training)[0]["reconstruction_loss"] for each in (model, plain)]
+        plain.set_weights(model.get_weights())  # the codebook learns
+        return float(losses[0] - losses[1])
+
+    whole = term(training=False)
+    model.compile(optimizer="adam")
+    model.ssim_warmup = 8
+    for step, share in ((0, 0), (2, 0.25), (8, 1), (20, 1)):
+        model.optimizer.iterations.assign(step)
+        assert term(training=False) == pytest.approx(whole, rel=0.02)
+        assert term(training=True) == pytest.approx(share * whole, rel=0.02, abs=1e-6)
+
+
 def test_adapt_takes_the_variance_of_the_pixels(images):
     model = ovq.VQVAE(VQVAE_CONFIG)
     model.adapt(tf.data.Dataset.from_tensor_slices(images).batch(5))
