@@ -1,6 +1,7 @@
 """TensorFlow as this project starts it, and the precision that layers are built in."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ def start_tensorflow(seed: int = 0, *, deterministic: bool = False) -> str:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+    # Several models in a session are traced once each, which TensorFlow takes for one that is traced again and again.
+    tf.get_logger().addFilter(_is_no_retracing)
     # This pass fails on a convolution whose sum with a skip meets a ReLU, and says so each time; it gains nothing here.
     tf.config.optimizer.set_experimental_options({"remapping": False})
     try:
@@ -31,6 +34,10 @@ def start_tensorflow(seed: int = 0, *, deterministic: bool = False) -> str:
         tf.config.experimental.enable_op_determinism()
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} (TensorFlow {tf.__version__})"
+
+
+def _is_no_retracing(record: logging.LogRecord) -> bool:
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 @contextlib.contextmanager
