@@ -1,5 +1,6 @@
 # make notebooks · make test · make figures · make bench · make reproduce · make test-slow · make test-browser · make lint
 # make clean
+# make test and make test-slow run the TESTS that are named, by default all.
 # Each makes .venv and installs what is needed, once; it is done again when the lists of packages change.
 
 PYTHON ?= $(shell for name in python3.12 python3.11 python3.10 python3 python; do \
@@ -38,10 +39,10 @@ reproduce: .venv/installed
 	$(BIN)/python benchmarks/reproduce.py --profile $(PROFILE)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal $(TESTS)
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow --durations=0
+	$(BIN)/python -m pytest -m slow --durations=0 $(TESTS)
 
 test-browser: .venv/installed
 	$(BIN)/python -m pytest -m browser --durations=3

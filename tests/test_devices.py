@@ -106,9 +106,8 @@ def assert_same_training(tmp_path, kind, count):
         np.testing.assert_allclose(second, first, rtol=0.02, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    "kind", ["ema", pytest.param("gradient", marks=pytest.mark.slow), pytest.param("prior", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ema", "gradient", "prior"])
 def test_two_workers_train_as_one(tmp_path, start, kind):
     assert start("one", kind, 1)[0].wait() == 0, (tmp_path / "one-0.log").read_text()
     for index, process in enumerate(start("many", kind, 2)):
@@ -176,7 +175,7 @@ def test_who_the_workers_are_must_be_known(monkeypatch):
 
 
 def test_batches_that_devices_cannot_share_are_refused(index):
-    for changed in ({"batch_size": 9}, {"batch_size": 50}, {"precision": "mixed_float16"}):
+    for changed in ({"batch_size": 9}, {"batch_size": 50}, {"precision": "mixed_float16"}, {"batch_norm": True}):
         with pytest.raises(ValueError, match=rf"On several devices {next(iter(changed))} is"):
             _require_shares(dataclasses.replace(VQVAE_CONFIG, **changed), index, 2)
     few = dataclasses.replace(index, validate=index.validate[:1])
