@@ -223,7 +223,7 @@ def table(report: dict) -> str:
     for name, value in report.items():
         if isinstance(value, dict):
             continue
-        low_high = " to ".join(map(_number, intervals[name])) if name in intervals else ""
+        low_high = f"  {' to '.join(map(_number, intervals[name]))}" if name in intervals else ""
         others: list = [part.get(name) if isinstance(part, dict) else None for part in baselines.values()]
         split = name.removesuffix("bits_per_code").removesuffix("bits_per_image")
         coarse = report.get(f"{split}coarse_bits_per_image")
