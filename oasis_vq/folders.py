@@ -19,7 +19,7 @@ from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
 
 RESTARTED = "restarted"
-"""Name of an empty file in a folder whose training was begun anew: that training, stopped, goes on."""
+"""Name of a file in a folder that is trained anew: what was begun so and stopped goes on."""
 _CONFIGS: dict[str, type[Config]] = {"VQVAE": VQVAEConfig, "PixelCNN": PriorConfig}
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction
 from oasis_vq.files import write_json
-from oasis_vq.folders import RESTARTED, model_folder, read_history
+from oasis_vq.folders import RESTARTED, model_folder, read_history, sha256
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.slices import SliceIndex
 from oasis_vq.training import fit_or_load
@@ -65,12 +65,14 @@ def grid_search(
     configs = {label: type(config).from_dict({**shared, **changes}) for label, changes in chosen.items()}
     rows, failure = [], ""
     restarted = folder / RESTARTED
-    if restart and not restarted.exists():
+    splits = [part.fingerprint() for part in index.splits().values()]
+    asked = json.dumps([shared, splits, None if vqvae is None else sha256(vqvae.folder / "model.keras")])
+    if restart and not (restarted.exists() and restarted.read_text() == asked):
         folder.mkdir(parents=True, exist_ok=True)
-        restarted.touch()
+        restarted.write_text(asked)
     for label, changes in tqdm(chosen.items(), "search", unit="candidate"):
         row: dict[str, Any] = {"name": label, "changes": changes}
-        anew = restarted.exists() and not _is_newer(folder / label / "config.json", restarted)
+        anew = restart and not _is_newer(folder / label / "config.json", restarted)
         try:
             row |= _scores(fit_or_load(folder / label, configs[label], index, vqvae=vqvae, restart=anew), index)
             row["seconds"] = float(read_history(folder / label)["seconds"].sum())

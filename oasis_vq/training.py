@@ -6,7 +6,6 @@ whole.
 
 import contextlib
 import importlib.util
-import json
 import shutil
 import signal
 import sys
@@ -33,7 +32,6 @@ from oasis_vq.folders import (
     model_folder,
     new_record,
     read_history,
-    read_record,
     refuse_other,
 )
 from oasis_vq.guard import checked
@@ -68,7 +66,8 @@ def fit_or_load(
         coarse: for a prior, the one whose samples it refines, over the codes of a coarser VQ-VAE; likewise loaded. It
             sets the configuration's `refines`.
         restart: whether to train anew; what has been trained under this name is kept until the new model is complete.
-            A training that was begun so and stopped goes on, if nothing else is asked for.
+            A training that was begun so and stopped goes on, if nothing else is asked for; to begin that anew,
+            remove its `<name>.partial`.
         cache: whether a VQ-VAE reads its slices from a file of decoded ones (`cached_images`).
         callbacks: of Keras, beside what is always there: history.csv, log.txt and checkpoints; reconstructions.png,
             slices of validate over their reconstructions, or a prior's samples.png; TensorBoard's logs if it is
@@ -115,8 +114,7 @@ def fit_or_load(
         keras.utils.set_random_seed(config.seed)
         wait_for_all(strategy)
         if leads:
-            goes_on = restarted.exists() and read_record(partial) == json.loads(json.dumps(record))
-            if restart and not goes_on:
+            if restart and not (restarted.exists() and _is_of(partial, record)):
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
             write_json(partial / "config.json", record)
@@ -142,6 +140,16 @@ def fit_or_load(
                 _fit(training, partial, Path(own), callbacks)
         wait_for_all(strategy)
     return load_model(folder, record["model"])
+
+
+def _is_of(partial: Path, record: dict) -> bool:
+    """Return whether a training that was begun is the one that is asked for."""
+    try:
+        refuse_other(partial, record, restart=False)
+    except ValueError as error:
+        print(f"note: what was begun of {partial.stem} is given up ({error})")
+        return False
+    return True
 
 
 def _require_shares(config: VQVAEConfig | PriorConfig, index: SliceIndex, num_devices: int) -> None:

@@ -30,12 +30,12 @@ SLICE_RANGES = {"axial": (0.275, 0.96), "coronal": (0.1, 0.9), "sagittal": (0.15
 LARGEST_BRAIN = 2.5e6  # mm³; a foreground larger than that is a head
 _VOLUME_NAME = re.compile(r"(.+)(\.nii\.gz|\.nii|\.hdr|\.img)", re.IGNORECASE)
 MASK_WORDS = ("brain", "dlicv", "dlmuse", "mask", "seg")  # <volume>_<something with one of these> is its mask
-_LESION = re.compile(r"lesion|tumou?r|wmh|stroke", re.IGNORECASE)  # no brain, whatever else its name says
+_PART = re.compile(r"lesion|tumou?r|wmh|stroke|brain_?stem", re.IGNORECASE)  # no whole brain, whatever else it says
 SMALLEST_MASK = 0.05  # of what is not background: less is no brain
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _BIDS_NAME = re.compile(r"((?:.*/)?sub-[^/]+?)(?:_desc-([^_/]+))?_([A-Za-z0-9]+)")  # what it shows, how, and the kind
-_T1 = re.compile(r"(?<![a-z])(?:3d)?t1(?!\d)", re.IGNORECASE)  # not in subject1 or t10
-_CONTRAST = re.compile(r"t1(?:c|ce|gd)(?![a-z])|_ce-", re.IGNORECASE)  # a contrast agent was given
+_T1 = re.compile(r"T1(?!\d)|(?<![A-Za-z])(?:3d)?t1(?!\d)")  # also in MT1 and sT1W, not in subject1 or t10
+_OTHER_T1 = re.compile(r"t1(?:c|ce|gd)(?![a-z])|_ce-|dividedby", re.IGNORECASE)  # with a contrast agent; a ratio
 _SINGLE = (nib.Nifti1Image, nib.Nifti2Image)
 _PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage)
 
@@ -103,8 +103,8 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
     def preference(stem: str) -> tuple:
         name = stem.rpartition("/")[2]
         shown = re.sub(r"ses-[^_]+", "", name)  # a session may be called t1
-        is_mask = bool(_LESION.search(name)) or any(word in name.lower() for word in MASK_WORDS)
-        return not _T1.search(shown), is_mask, bool(_CONTRAST.search(shown)), name, stem
+        is_mask = bool(_PART.search(name)) or any(word in name.lower() for word in MASK_WORDS)
+        return -len(_T1.findall(shown)), is_mask, bool(_OTHER_T1.search(shown)), name, stem  # SUBJECT1_T1 has two
 
     masks_of = _find_masks(whole)
     return {stem: [whole[name] for name in (stem, *masks_of[stem])] for stem in sorted(masks_of, key=preference)}, odd
@@ -115,8 +115,8 @@ def _find_masks(names: Iterable[str]) -> dict[str, list[str]]:
 
     Args:
         names: paths without suffix. `<volume>_<...>` with one of `MASK_WORDS` in the ending is a mask, and in BIDS
-            `sub-01_desc-brain_mask` is that of all `sub-01_<kind>` and `sub-01_desc-<...>_<kind>`; none is one of
-            lesions.
+            `sub-01_mask` or `sub-01_desc-brain_mask` is that of all `sub-01_<kind>` and `sub-01_desc-<...>_<kind>`;
+            none is one of a part, such as a lesion.
     """
     names = sorted(names)
     masks_of: dict[str, list[str]] = {name: [] for name in names}
@@ -127,20 +127,25 @@ def _find_masks(names: Iterable[str]) -> dict[str, list[str]]:
             shown.setdefault(entities, []).append(name)
     masks = set()
     for name in names:
-        if _LESION.search(name.rpartition("/")[2]):
-            continue
         cuts = [match.start() for match in re.finditer("_(?!.*/)", name)]  # in the file's name
-        owners = [name[:cut] for cut in cuts if any(word in name[cut:].lower() for word in MASK_WORDS)]
+        owners = [name[:cut] for cut in cuts if _mask_rank(name[cut:]) is not None]
         owners = [owner for owner in owners if owner in masks_of][:1]
         entities, description, kind = bids.get(name, (None, None, None))
-        for owner in owners or (shown.get(entities, []) if (description, kind) == ("brain", "mask") else []):
+        for owner in owners or (shown.get(entities, []) if kind == "mask" and description in (None, "brain") else []):
             masks_of[owner].append(name)
             masks.add(name)
 
-    def rank(mask: str) -> int:
-        return next((place for place, word in enumerate(MASK_WORDS) if word in mask.rpartition("/")[2].lower()), 0)
+    return {
+        name: sorted(found, key=lambda mask, owner=name: _mask_rank(mask.removeprefix(owner)) or 0)
+        for name, found in masks_of.items()
+        if name not in masks
+    }
 
-    return {name: sorted(found, key=rank) for name, found in masks_of.items() if name not in masks}
+
+def _mask_rank(ending: str) -> int | None:
+    """Return the place among `MASK_WORDS` of the first in the ending of a mask's name, or None if it is no mask."""
+    ranks = (rank for rank, word in enumerate(MASK_WORDS) if word in ending.lower())
+    return None if _PART.search(ending) else next(ranks, None)
 
 
 def read_shape(stream: BinaryIO) -> tuple[int, ...] | None:

@@ -31,7 +31,7 @@ def run_tasks(
         warm_up: called once in each worker before its first task.
 
     Raises:
-        MemoryError: a worker was killed, which is what systems do that run out of memory.
+        MemoryError: a worker was ended, as systems do that run out of memory.
     """
     if num_workers <= 1:
         for task in tasks:
@@ -49,8 +49,10 @@ def run_tasks(
             while waiting:
                 yield waiting.popleft().result()
     except BrokenExecutor as error:
-        text = f"One of {num_workers} processes was killed, perhaps for want of memory: try --workers 1."
-        raise MemoryError(text) from error
+        raise MemoryError(
+            f"One of {num_workers} processes ended. If it did not say why above, perhaps for want of memory: try "
+            "--workers 1."
+        ) from error
 
 
 def _start_worker(warm_up: Callable[[], Any] | None) -> None:
@@ -73,8 +75,11 @@ def make_once(folder: Path, what: str, record: str, parameters: dict, fill: Call
 
     Raises:
         FileExistsError: the folder holds something else, or another one cannot take its place.
+        RuntimeError: a worker is told to make the folder that it is started for.
     """
     if not _is_finished(folder, what, record, parameters):
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # it imports the script it was started by
+            raise RuntimeError('A script that works in several processes needs `if __name__ == "__main__":`.')
         with _alone(folder):
             if not _is_finished(folder, what, record, parameters):  # by the one that this waited for
                 fill()
@@ -91,17 +96,17 @@ def _alone(folder: Path) -> Iterator[None]:
     except Timeout:
         print(f"note: another process makes {folder}: waiting for it", flush=True)
         lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        print(f"note: nothing can be locked here ({error}): let no other process make {folder}")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows: somebody waits for it
-            file.unlink()  # who gets it from now on finds the folder as it is
         lock.release()
 
 
 def _is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        if folder.is_symlink() or folder.is_mount():
+        if folder.is_symlink() or os.path.ismount(folder):
             raise FileExistsError(f"{folder} is a link or a place where a disk is mounted. Name a folder in it.")
         return False
     found = read_record(folder / record)

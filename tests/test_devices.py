@@ -52,7 +52,7 @@ if {kind!r} == "prior":
     config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", **steady)
     ovq.fit_or_load(folder, config, index, vqvae=ovq.load_vqvae({vqvae!r}), strategy=strategy)
 else:
-    config = dataclasses.replace(VQVAE_CONFIG, epochs=6, quantizer={kind!r})
+    config = dataclasses.replace(VQVAE_CONFIG, epochs=6, quantizer={kind!r}, warmup_steps=6)
     ovq.fit_or_load(folder, config, index, callbacks=[Tell()], strategy=strategy)
 """
 
