@@ -341,15 +341,21 @@ def generate(
 
 
 def evaluate(
-    model: tyro.conf.Positional[Path], data: Path, limit_train: int | None = None, skip_unreadable: bool = False
+    model: tyro.conf.Positional[Path],
+    data: Path,
+    split: Literal["test", "validate"] = "test",
+    limit_train: int | None = None,
+    skip_unreadable: bool = False,
 ) -> None:
     """Score a VQ-VAE or a prior on the test split beside its baselines; writes metrics.json in the model folder.
 
     A prior is scored by the bits a code costs, by its samples, and by how it tells slices with planted lesions.
+    Choose by validation, as often as you like, and score the test split once.
 
     Args:
         model: model folder.
         data: folder with the slices.
+        split: whose slices are scored; for validate without a prior's samples and lesions, and nothing is written.
         limit_train: training subjects to use at most, for the baselines.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
     """
@@ -357,7 +363,10 @@ def evaluate(
     from oasis_vq import reports
 
     index = _find(data, limit_train, skip_unreadable=skip_unreadable)
-    print("\n\n".join(reports.report_texts(reports.evaluate_model(model, index, again=True))))
+    report = (
+        reports.evaluate_model(model, index, again=True) if split == "test" else reports.validate_model(model, index)
+    )
+    print("\n\n".join(reports.report_texts(report)))
 
 
 def _start(seed: int = 0, *, deterministic: bool = False) -> str:

@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
                 report["lesion_auroc"] = find_lesions(prior, vqvae, index)["auroc"]
     write_json(file, {**known, **report, **scored})
     return {**known, **report, **scored}
+
+
+def validate_model(folder: str | Path, index: SliceIndex) -> dict:
+    """Return the scores of a model folder on the validation split as `evaluate_reconstruction` and `evaluate_prior` do.
+
+    Nothing is written.
+    """
+    folder = model_folder(folder)
+    note_other_split(folder, index)
+    if read_record(folder)["model"] == "VQVAE":
+        return evaluate_reconstruction(load_vqvae(folder), index.validate, train=index.train)
+    index = replace(index, test=index.validate)
+    report = evaluate_prior(load_prior(folder), load_vqvae(vqvae_folder(folder)), index)
+    return {name: value for name, value in report.items() if not name.startswith("validate_")}
 
 
 def report_texts(metrics: dict) -> list[str]:

@@ -7,6 +7,9 @@ import shutil
 import pytest
 
 import oasis_vq as ovq
+from oasis_vq.__main__ import main
+from oasis_vq.evaluation import table
+from oasis_vq.reports import validate_model
 
 
 @pytest.fixture
@@ -23,6 +26,16 @@ def test_scores_of_other_slices_are_not_taken_for_theirs(folder, index):
     assert ovq.evaluate_model(folder, few, again=True) == first
     assert ovq.evaluate_model(folder, fewer)["num_images"] == 2
     assert ovq.evaluate_model(folder, few) == first
+
+
+def test_validation_is_scored_and_nothing_written(folder, cohort, index, vqvae, prior, capsys):
+    before = (folder / "metrics.json").read_bytes()
+    assert main(["evaluate", str(folder), "--data", str(cohort), "--split", "validate"]) == 0
+    report = ovq.evaluate_reconstruction(vqvae, index.validate, train=index.train)
+    assert capsys.readouterr().out.startswith(table(report)) and (folder / "metrics.json").read_bytes() == before
+    own = validate_model(prior.folder, index)
+    known = json.loads((prior.folder / "metrics.json").read_text())
+    assert own["bits_per_code"] == pytest.approx(known["val_bits_per_code"], rel=1e-4)
 
 
 def test_another_split_is_told(folder, index, capsys):
