@@ -315,11 +315,11 @@ def prepare(
     """Cut volumes into slices in the OASIS layout; do nothing if this very folder has been made of them.
 
     Of OASIS-1 the masked, gain-field corrected volumes in atlas space are taken, first session only; of each other
-    subject the volume whose name comes first, those with T1 in it before others, and of these those with a contrast
-    agent (T1c, T1ce, T1Gd) last. A file `<volume>_<...>` whose ending
-    has one of `volumes.MASK_WORDS` in it, and no lesion, is the volume's mask, and in BIDS `sub-01_desc-brain_mask`
-    that of `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, and what is in `derivatives` and
-    `sourcedata` below the source, do not count. Archives are never unpacked.
+    subject the volume whose name comes first, those with T1 or MPRAGE in it before others, and of these masks, maps
+    and those with a contrast agent (T1c, T1ce, T1Gd) last. A file `<volume>_<...>` whose ending has one of
+    `volumes.MASK_WORDS` in it, and no part of a brain, such as a lesion, is the volume's mask, and in BIDS
+    `sub-01_mask` or `sub-01_desc-brain_mask` that of `sub-01_T1w`: where it is above 0 is brain. Names that begin with
+    a dot, and what is in `derivatives` and `sourcedata` below the source, do not count. Archives are never unpacked.
     The slices grow in `<folder>.partial`, one call at a time, and get their name when they are complete. A later call
     with the same arguments goes on there, also when volumes have come, gone or changed in size: only these are cut
     anew, and whoever has another case or split by that. `manifest.csv` says of each slice who it is and where it comes

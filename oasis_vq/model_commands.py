@@ -81,7 +81,8 @@ def train_vqvae(
             is given (multiworker); a batch is shared by all.
         workers: host:port of each process, the first is the chief; if not given, TF_CONFIG says.
         index: which of the workers this process is, from 0.
-        restart: whether to train anew; the model at `out` is replaced when the new one is complete.
+        restart: whether to train anew; the model at `out` is replaced when the new one is complete. A restart that was
+            stopped goes on when it is given again; remove `<out>.partial` to begin that anew, too.
     """
     device, devices = _start(seed, deterministic=deterministic), _devices(strategy, workers, index)
     from oasis_vq import recipes
@@ -166,7 +167,8 @@ def train_prior(
             is given (multiworker); a batch is shared by all.
         workers: host:port of each process, the first is the chief; if not given, TF_CONFIG says.
         index: which of the workers this process is, from 0.
-        restart: whether to train anew; the model at `out` is replaced when the new one is complete.
+        restart: whether to train anew; the model at `out` is replaced when the new one is complete. A restart that was
+            stopped goes on when it is given again; remove `<out>.partial` to begin that anew, too.
     """
     device, devices = _start(seed, deterministic=deterministic), _devices(strategy, workers, index)
     from oasis_vq import folders, recipes
@@ -217,7 +219,7 @@ def search(
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
         deterministic: whether the same command gives bit-identical weights on the same machine; slower on GPUs.
-        restart: whether to train all candidates anew.
+        restart: whether to train all candidates anew; one that was stopped at that goes on when it is given again.
     """
     _start(seed, deterministic=deterministic)
     from oasis_vq import figures, folders, plots, recipes
@@ -366,6 +368,7 @@ def evaluate(
     report = (
         reports.evaluate_model(model, index, again=True) if split == "test" else reports.validate_model(model, index)
     )
+    print(f"{model.name}, {split} split of {index.root.name}\n")
     print("\n\n".join(reports.report_texts(report)))
 
 

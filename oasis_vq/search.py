@@ -46,7 +46,7 @@ def grid_search(
         grid: {field of the configuration: values to try}.
         index: the slices; the winner alone sees test.
         vqvae: for a search among priors, the VQ-VAE whose codes they learn.
-        restart: whether to train all candidates anew; a search that was stopped at that goes on.
+        restart: whether to train all candidates anew; a search that was stopped at that goes on with it.
 
     Returns:
         What the folder's search.json holds: `candidates`, best first, each with `name`, `changes`, what it scores in
@@ -66,8 +66,11 @@ def grid_search(
     rows, failure = [], ""
     restarted = folder / RESTARTED
     splits = [part.fingerprint() for part in index.splits().values()]
-    asked = json.dumps([shared, splits, None if vqvae is None else sha256(vqvae.folder / "model.keras")])
-    if restart and not (restarted.exists() and restarted.read_text() == asked):
+    codes_of = getattr(vqvae, "folder", None)
+    asked = json.dumps([shared, splits, codes_of and sha256(codes_of / "model.keras")])
+    if restarted.exists() and restarted.read_text() != asked:
+        restarted.unlink()
+    if restart and not restarted.exists():
         folder.mkdir(parents=True, exist_ok=True)
         restarted.write_text(asked)
     for label, changes in tqdm(chosen.items(), "search", unit="candidate"):
@@ -91,7 +94,8 @@ def grid_search(
         test = evaluate_prior(winner, vqvae, index)
     found = {"candidates": rows, "test": test}
     write_json(folder / "search.json", found)
-    restarted.unlink(missing_ok=True)
+    if restart:
+        restarted.unlink(missing_ok=True)
     return found
 
 

@@ -104,8 +104,8 @@ def fit_or_load(
             if restarted.exists():
                 print(f"note: what is to replace {folder.name} was stopped: restart=True (--restart) goes on with it")
             return load_model(folder, record["model"])
-    if in_use(partial) and _checkpoints(partial):
-        refuse_other(partial, record, restart=restart)
+    if not restart and in_use(partial) and _checkpoints(partial):
+        refuse_other(partial, record, restart=False)
 
     _require_writable(folder.parent)
     for note in checked(index):  # a notebook keeps what is printed: no place of this machine
@@ -130,8 +130,8 @@ def fit_or_load(
             _fit(training, partial, partial, callbacks)
             if folder.exists():
                 shutil.rmtree(folder)
-            restarted.unlink(missing_ok=True)
             partial.replace(folder)
+            (folder / RESTARTED).unlink(missing_ok=True)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             for file in folder.glob(CODES):
                 file.unlink()
@@ -146,8 +146,8 @@ def _is_of(partial: Path, record: dict) -> bool:
     """Return whether a training that was begun is the one that is asked for."""
     try:
         refuse_other(partial, record, restart=False)
-    except ValueError as error:
-        print(f"note: what was begun of {partial.stem} is given up ({error})")
+    except (ValueError, FileNotFoundError):
+        print(f"note: what was begun of {partial.stem} was something else, and is given up")
         return False
     return True
 

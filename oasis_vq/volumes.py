@@ -34,8 +34,9 @@ _PART = re.compile(r"lesion|tumou?r|wmh|stroke|brain_?stem", re.IGNORECASE)  # n
 SMALLEST_MASK = 0.05  # of what is not background: less is no brain
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _BIDS_NAME = re.compile(r"((?:.*/)?sub-[^/]+?)(?:_desc-([^_/]+))?_([A-Za-z0-9]+)")  # what it shows, how, and the kind
-_T1 = re.compile(r"T1(?!\d)|(?<![A-Za-z])(?:3d)?t1(?!\d)")  # also in MT1 and sT1W, not in subject1 or t10
-_OTHER_T1 = re.compile(r"t1(?:c|ce|gd)(?![a-z])|_ce-|dividedby", re.IGNORECASE)  # with a contrast agent; a ratio
+_T1 = re.compile(r"T1(?!\d)|(?<![A-Za-z])(?:3d)?t1(?!\d)|(?i:mp-?rage)")  # also in MT1 and sT1W, not in subject1
+_OTHER_T1 = re.compile(r"t1(?:c|ce|gd)(?![a-z])|_ce-|t1map|t1rho|dividedby", re.IGNORECASE)  # contrast agents, maps
+_TO_T1 = re.compile(r"(?:ses|space|from|to)-[^_]+|_(?:to|in|reg)_?t1[^_]*", re.IGNORECASE)  # says not what is shown
 _SINGLE = (nib.Nifti1Image, nib.Nifti2Image)
 _PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage)
 
@@ -80,9 +81,9 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
     """Find volumes among files by their names and the headers' shapes.
 
     Returns:
-        volumes: by their label without suffix, those with T1 in the file's name first, those that look like masks or
-            of a contrast agent last, else by name. Of each the volume and then its masks, those that are the whole
-            brain first, and of these the files: one, or header and image.
+        volumes: by their label without suffix, those with T1 in the file's name first, of these those that look like
+            masks, maps or of a contrast agent last, else by name. Of each the volume and then its masks, those that
+            are the whole brain first, and of these the files: one, or header and image.
         odd: labels, with the reason, of what is none: another half is missing, or it has not three axes.
     """
     parts: dict[str, dict[str, SourceFile]] = {}
@@ -102,9 +103,10 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
 
     def preference(stem: str) -> tuple:
         name = stem.rpartition("/")[2]
-        shown = re.sub(r"ses-[^_]+", "", name)  # a session may be called t1
+        shown = _TO_T1.sub("", name)
+        count = len(_T1.findall(shown))  # SUBJECT1_T1 has two, SUBJECT1_FLAIR one
         is_mask = bool(_PART.search(name)) or any(word in name.lower() for word in MASK_WORDS)
-        return -len(_T1.findall(shown)), is_mask, bool(_OTHER_T1.search(shown)), name, stem  # SUBJECT1_T1 has two
+        return not count, is_mask, bool(_OTHER_T1.search(shown)), -count, name, stem
 
     masks_of = _find_masks(whole)
     return {stem: [whole[name] for name in (stem, *masks_of[stem])] for stem in sorted(masks_of, key=preference)}, odd
