@@ -14,15 +14,7 @@ from oasis_vq.anomaly import find_lesions
 from oasis_vq.config import ROOT, Paths
 from oasis_vq.evaluation import evaluate_prior, evaluate_reconstruction, table
 from oasis_vq.files import write_json
-from oasis_vq.folders import (
-    load_prior,
-    load_vqvae,
-    model_folder,
-    note_other_split,
-    read_record,
-    sha256,
-    vqvae_folder,
-)
+from oasis_vq.folders import load_prior, load_vqvae, model_folder, note_other_split, read_record, sha256, vqvae_folder
 from oasis_vq.quality import evaluate_samples, sample_table
 from oasis_vq.slices import SliceIndex
 

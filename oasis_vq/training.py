@@ -25,15 +25,7 @@ from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, TrainingL
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
 from oasis_vq.files import write_json
-from oasis_vq.folders import (
-    RESTARTED,
-    in_use,
-    load_model,
-    model_folder,
-    new_record,
-    read_history,
-    refuse_other,
-)
+from oasis_vq.folders import RESTARTED, in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.preparation import CODES, Training, prepare_prior, prepare_vqvae
