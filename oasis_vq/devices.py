@@ -69,6 +69,20 @@ def wait_for_all(strategy: tf.distribute.Strategy, epoch: int = 0) -> None:
         )
 
 
+def shares_of_mean(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> list[tf.Tensor]:
+    """Return what each device gives to an optimizer that sums over devices: its equal share of their mean gradient.
+
+    All are dense: Adam in Keras squares each slice of a sparse one by itself. And a limit of the norm of a share is one
+    of the whole gradient's: the optimizers of Keras limit before they sum.
+    """
+    gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    replicas = tf.distribute.get_replica_context()
+    number = replicas.num_replicas_in_sync
+    if number == 1:
+        return gradients
+    return [mean / number for mean in replicas.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)]
+
+
 def reported(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Return what a training step reports, in the shape that Keras can average over workers: it takes axis 0."""
     several = _has_workers(tf.distribute.get_strategy())

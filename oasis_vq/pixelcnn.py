@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from oasis_vq.causal import CausalAttention, GatedBlock, MaskedConv2D, ResidualBlock
 from oasis_vq.config import PriorConfig
-from oasis_vq.devices import reported
+from oasis_vq.devices import reported, shares_of_mean
 from oasis_vq.runtime import in_precision
 from oasis_vq.vqvae import VERB_BATCH_SIZE, VQVAE, checked_codes, in_batches
 
@@ -274,11 +274,8 @@ class PixelCNN(keras.Model):
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             logits, nats = self._logits_and_nats(inputs, training=True)
-            # Gradients are summed over devices, and each has the mean over its part of the batch.
-            num_devices = tf.distribute.get_replica_context().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(tf.reduce_mean(nats) / num_devices)
-        # The embeddings' gradients are made dense: Adam in Keras squares each slice of a sparse one by itself.
-        gradients = [tf.convert_to_tensor(part) for part in tape.gradient(scaled, self.trainable_variables)]
+            scaled = self.optimizer.scale_loss(tf.reduce_mean(nats))
+        gradients = shares_of_mean(tape.gradient(scaled, self.trainable_variables))
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._record(inputs["codes"], logits, nats)
 

@@ -181,5 +181,5 @@ def build_optimizer(config: VQVAEConfig | PriorConfig, num_items: int) -> keras.
         momentum = min(config.weight_average, max(0.0, 1 - 10 / num_steps))
         average = {"use_ema": True, "ema_momentum": momentum} if config.weight_average else {}
         clip_norm = config.clip_norm
-    # Keras limits the part of the gradient that comes from each device.
+    # Of several devices each gives its share of the gradient (shares_of_mean), and Keras limits that.
     return keras.optimizers.Adam(rate, global_clipnorm=clip_norm / devices or None, **average)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from oasis_vq.config import VQVAEConfig
-from oasis_vq.devices import reported
+from oasis_vq.devices import reported, shares_of_mean
 from oasis_vq.quantizer import CodebookUsage, EMAVectorQuantizer, Perplexity, VectorQuantizer
 from oasis_vq.runtime import in_precision
 
@@ -239,10 +239,8 @@ class VQVAE(keras.Model):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             losses, codes = self.losses_of(images, training=True)
-            # Gradients are summed over devices, and each has the mean over its part of the batch.
-            num_devices = tf.distribute.get_replica_context().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(losses["total_loss"] / num_devices)
-        gradients = tape.gradient(scaled, self.trainable_variables)
+            scaled = self.optimizer.scale_loss(losses["total_loss"])
+        gradients = shares_of_mean(tape.gradient(scaled, self.trainable_variables))
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._record(losses, codes)
 

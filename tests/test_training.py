@@ -183,6 +183,29 @@ def test_gradient_is_limited_where_the_ssim_is_in_the_loss():
     np.testing.assert_allclose(momentum, 0.1 * np.array([0.6, 0.8]) * SSIM_CLIP_NORM, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["VQ-VAE", "prior"])
+def test_a_code_that_is_used_often_has_one_gradient(index, kind):
+    """Adam takes the square of its sum, not the sum of the squares of its parts."""
+    if kind == "VQ-VAE":
+        model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, quantizer="gradient"))
+        batch = tf.constant(ovq.load_images(index.train[:8], image_size=32))
+    else:
+        model = ovq.PixelCNN(dataclasses.replace(PRIOR_CONFIG, dropout=0.0, condition_dropout=0.0))
+        batch = {"codes": tf.zeros((8, 8, 8), tf.int32), "slice_index": tf.zeros(8, tf.int32)}
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.optimizer.build(model.trainable_variables)
+    with tf.GradientTape() as tape:
+        if kind == "VQ-VAE":
+            loss = model.losses_of(batch, training=True)[0]["total_loss"]
+        else:
+            loss = tf.reduce_mean(model._logits_and_nats(batch, training=True)[1])
+    gradients = tape.gradient(loss, model.trainable_variables)
+    model.train_step((batch,))
+    for gradient, squares in zip(gradients, model.optimizer._velocities, strict=True):
+        expected = 1e-3 * tf.convert_to_tensor(gradient).numpy() ** 2
+        np.testing.assert_allclose(squares, expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
 def test_training_of_an_earlier_version_goes_on(tmp_path, index, vqvae, models):
     """Its history has fewer columns, its configuration fewer fields."""
     config = dataclasses.replace(VQVAE_CONFIG, epochs=2)
