@@ -287,8 +287,7 @@ class PriorConfig(Config):
     """Momentum of the moving average of the weights, which is what is validated and saved, lower in a short training;
     0 for none (Polyak and Juditsky 1992)."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient of all weights together; 0 for no limit (Pascanu et al. 2013). Each of several
-    devices limits its part, to an equal share."""
+    """Largest norm of the gradient of all weights together; 0 for no limit (Pascanu et al. 2013)."""
     batch_size: int = 32
     """Code grids per step."""
     epochs: int = 25

@@ -189,7 +189,7 @@ class PixelCNN(keras.Model):
         total = tf.zeros((batch_size, self.config.num_channels), self.compute_dtype)
         share, count = self.config.condition_dropout, len(self.condition_sizes)
         hides = training and share and count
-        draw = keras.random.uniform((batch_size,), seed=self.hiding) / share if hides else None  # hidden where below 1
+        draw = self._draw_whom_to_hide(batch_size) / share if hides else None  # hidden where below 1
         for number, (name, size) in enumerate(self.condition_sizes.items()):
             values = given.get(name)
             values = tf.fill([batch_size], UNKNOWN) if values is None else tf.cast(values, tf.int32)
@@ -199,6 +199,12 @@ class PixelCNN(keras.Model):
             places = values - self.first_values[name]
             total += self.condition_embeddings[name](tf.where(values == UNKNOWN, size, places))
         return total[:, None, None, :]
+
+    def _draw_whom_to_hide(self, batch_size: int | tf.Tensor) -> tf.Tensor:
+        """Return numbers (batch,) in [0, 1), of those for all devices the part for the batch of this one."""
+        replicas = tf.distribute.get_replica_context()
+        drawn = keras.random.uniform((replicas.num_replicas_in_sync * batch_size,), seed=self.hiding)
+        return drawn[replicas.replica_id_in_sync_group * batch_size :][:batch_size]
 
     def network(self, codes: tf.Tensor, condition: tf.Tensor, position: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Return logits (batch, h, w, num_embeddings) of whole grids; see `down` and `along`."""

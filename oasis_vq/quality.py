@@ -5,6 +5,7 @@ prior's doing. The ceiling is another set of held-out slices, of other people; t
 histogram of its grid position.
 """
 
+import dataclasses
 import functools
 
 import keras
@@ -81,8 +82,9 @@ def evaluate_samples(
         "test": test.codes,
     }
     images = {name: vqvae.decode(part) for name, part in grids.items()}
-    # Whose an image is: people are never in both halves. A sample goes with the slice whose position it has.
-    owners = {"samples": test, "floor": test, "ceiling": codes["validate"], "test": test}
+    # Whose an image is: people are never in both halves. A sample is of nobody in test, one for each slice there.
+    nobody = dataclasses.replace(test, subject=np.array([f"sample {name}" for name in test.subject]))
+    owners = {"samples": nobody, "floor": nobody, "ceiling": codes["validate"], "test": test}
 
     reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
     train = _read_flat(index.train, **reading)
@@ -262,9 +264,12 @@ def two_sample_accuracy(
     accuracies = []
     for repeat in range(num_repeats):
         halves: tuple[list, list] = ([], [])
+        known, learned = [], []
         for label, (images, owners) in enumerate(((first, first_owners), (second, second_owners))):
             people = generator.permutation(np.unique(owners))
-            chosen = np.isin(owners, people[: len(people) // 2])
+            new = people[~np.isin(people, known)]
+            known, learned = [*known, *new], [*learned, *new[: len(new) // 2]]
+            chosen = np.isin(owners, learned)
             for half, rows in zip(halves, (chosen, ~chosen), strict=True):
                 half.append((images[rows], np.full(rows.sum(), label, np.float32)))
         (images, labels), (score, truth) = (_balanced(half, generator) for half in halves)
@@ -297,7 +302,7 @@ def _read_flat(slices: Slices, **reading) -> np.ndarray:
 
 def _averaged_down(images: np.ndarray) -> np.ndarray:
     """Return images (n, size, size, 1) averaged down to at most FEATURE_SIZE."""
-    factor = max(1, images.shape[1] // FEATURE_SIZE)
+    factor = -(-images.shape[1] // FEATURE_SIZE)
     return tf.nn.avg_pool2d(images, factor, factor, "VALID").numpy()
 
 

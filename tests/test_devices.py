@@ -48,7 +48,7 @@ class Tell(keras.callbacks.Callback):
 
 index, folder = ovq.find_slices({cohort!r}), pathlib.Path(sys.argv[2])
 if {kind!r} == "prior":
-    steady = dict(dropout=0.0, condition_dropout=0.0, weight_average=0.9, clip_norm=1.0)
+    steady = dict(dropout=0.0, condition_dropout=0.5, weight_average=0.9, clip_norm=1.0)
     config = dataclasses.replace(PRIOR_CONFIG, epochs=6, architecture="gated", **steady)
     ovq.fit_or_load(folder, config, index, vqvae=ovq.load_vqvae({vqvae!r}), strategy=strategy)
 else:

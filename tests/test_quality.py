@@ -84,6 +84,14 @@ def test_images_of_one_person_are_not_learned_by_heart():
     assert 0.3 < accuracy < 0.7
 
 
+def test_people_who_are_in_both_sets_are_in_the_same_half():
+    """Else a classifier learns that they are of one set, and meets them again in the other."""
+    people = GENERATOR.random((8, 32, 32, 1)).astype(np.float32)
+    first, second = (people.repeat(12, axis=0) + 0.1 * GENERATOR.random((96, 32, 32, 1)) for _ in range(2))
+    owners = np.repeat([f"person {number}" for number in range(8)], 12)
+    assert 0.4 < quality.two_sample_accuracy(first, second, owners, owners, num_repeats=4) < 0.6
+
+
 def test_diversity_is_that_of_the_images():
     of = Codes(*(np.zeros(0),) * 5)
     positions, people = np.tile(np.arange(4), 10), np.repeat([f"p{number}" for number in range(10)], 4)
