@@ -123,9 +123,9 @@ class VectorQuantizer(_Quantizer):
         codes (batch, height, width) int32 in [0, K), and
         loss (), the codebook term plus beta times the commitment term, each a mean over all elements.
 
-    The codebook's gradient is one slice a latent, as that of any lookup. `VQVAE` makes it dense before its optimizer has
-    it (`devices.shares_of_mean`): Adam in Keras squares each slice by itself, and its steps are then some times longer
-    than with the gradient of a one-hot product, which is what the published systems have.
+    The codebook's gradient is one slice a latent, as that of any lookup. `VQVAE` makes it dense before its optimizer
+    gets it (`devices.shares_of_mean`): Adam in Keras squares each slice by itself, and its steps are then some times
+    longer than with the gradient of a one-hot product, which is what the published systems have.
 
     Source: van den Oord et al. 2017, equation 3.
     """
