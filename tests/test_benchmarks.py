@@ -141,6 +141,10 @@ class TestReproduction:
         )
         assert "samples are NOT beaten: Fréchet distance 99, of ours 90; coverage 0.00 and 0.00; told" in text
         assert "told with 0.99 and 0.90, of which one is void." in text
+        reproduce.Row(out, "batchnorm_tanh").add(**a_row("batchnorm_tanh", 0.3, 0.5))
+        reproduce.summarise(out, chosen, plan, index.train.num_subjects)
+        text = (tmp_path / "table.md").read_text()
+        assert "(0.700 with 1,000 bits); its samples are not judged: they are held against" in text
         better, worse = ({**a_row("a", 0.5, accuracy)["samples"], "coverage": 1 - accuracy} for accuracy in (0.6, 0.9))
         assert "are beaten: Fréchet distance 90, of ours 60; coverage 0.10" in reproduce.samples_answer(worse, better)
         assert "NOT beaten" in reproduce.samples_answer(better, worse)
