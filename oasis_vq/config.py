@@ -122,7 +122,8 @@ class VQVAEConfig(Augmentation):
     embedding_dim: int = 32
     """Length of a codebook vector, D."""
     quantizer: Literal["gradient", "ema"] = "ema"
-    """How the codebook learns: by gradient (van den Oord et al. 2017, eq. 3) or by moving averages (appendix A.1)."""
+    """How the codebook learns: by moving averages (van den Oord et al. 2017, appendix A.1), or by gradient (eq. 3), as in
+    the published systems, where few codes stay in use."""
     commitment_cost: float = 0.25
     """Weight of the commitment term, beta (van den Oord et al. 2017, eq. 3)."""
     loss: Literal["mse", "bce", "l1"] = "mse"

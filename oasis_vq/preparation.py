@@ -56,7 +56,7 @@ def prepare_vqvae(
     num_items = len(index.train) * (2 if config.upside_down_copies else 1)
     with strategy.scope():
         vqvae = VQVAE(config)
-        _compile(vqvae, num_items)
+        compile_for_training(vqvae, num_items)
     vqvae.adapt(images(index.train, config.batch_size))
     order = {"shuffle": True, "seed": config.seed, "augmentation": config}
     # By position: in the order of the files every n-th slice can be a top one.
@@ -85,7 +85,7 @@ def prepare_prior(
     """Return a prior, and the codes of all views of the slices; the folder is for them and for its picture."""
     with strategy.scope():
         prior = PixelCNN(config)
-        _compile(prior, len(index.train))
+        compile_for_training(prior, len(index.train))
     if coarse is not None:
         prior.drafter = make_drafter(coarse, vqvae)
     if not prior.sees_all:
@@ -150,7 +150,8 @@ def _codes_to_learn(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, folder: Pa
     return codes
 
 
-def _compile(model: VQVAE | PixelCNN, num_items: int) -> None:
+def compile_for_training(model: VQVAE | PixelCNN, num_items: int) -> None:
+    """Give a model its optimizer and its schedules, for a training on so many items; `build_optimizer` says which."""
     jit_compile = "auto" if model.config.jit_compile is None else model.config.jit_compile
     model.compile(optimizer=build_optimizer(model.config, num_items), jit_compile=jit_compile)
     model.optimizer.build(model.trainable_variables)
