@@ -365,8 +365,8 @@ def prior_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[
 def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> list[str]:
     """Return a sentence for each system: whether it beats the baselines, and which of ours is to be held against it.
 
-    That is the one with the most bits among those that take no more bits and no more time, and have a prior if the
-    other has. Of time nothing is closer than the slices of one of the other's people, by which a plan ends early.
+    That is the one with the most bits among those that take no more bits and no more time, and for samples have a
+    prior. Of time nothing is closer than the slices of one of the other's people, by which a plan ends early.
     """
     sentences = []
     for name, row in found.items():
@@ -383,27 +383,11 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
 
 
 def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: dict) -> str:
-    """Return what one of ours does with no more bits and time than a published system."""
+    """Return what ours do with no more bits and time than a published system."""
     theirs = found[name]
-    parts = ("vqvae", "prior") if "samples" in theirs else ("vqvae",)
-    seconds = {own: [plan["systems"][own].get(part, {}).get("seconds", math.inf) for part in parts] for own in chosen}
-    given = [plan["systems"][name][part] for part in parts]
-    fair = [
-        own
-        for own in chosen
-        if own.startswith("ours")
-        and chosen[own].vqvae.bits_per_image <= chosen[name].vqvae.bits_per_image
-        and all(
-            mine <= other["seconds"] * (1 + 1 / other["people"])
-            for mine, other in zip(seconds[own], given, strict=True)
-        )
-    ]
-    if not fair:
-        return "none of ours takes as few bits in as little time"
-    best = max(fair, key=lambda own: chosen[own].vqvae.bits_per_image)
-    if best not in found or ("samples" in theirs and "samples" not in found[best]):
-        state = "came to nothing" if "failure" in found.get(best, {}) else "is not trained yet"
-        return f"'{best}', which is to be held against it, {state}"
+    best, ready = held_against(name, ("vqvae",), found, chosen, plan)
+    if not ready:
+        return best
     own = found[best]["reconstruction"]
     score, bits = own["brain_ssim"], own["bits_per_image"]
     better = "is beaten by" if score > theirs["reconstruction"]["brain_ssim"] else "is NOT beaten by"
@@ -412,7 +396,32 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
         return text
     if loses_to(theirs["reconstruction"], "mean_slice"):
         return f"{text}; its samples are not judged: they are held against reconstructions that lose to the mean slice"
-    return f"{text}; {samples_answer(theirs['samples'], found[best]['samples'])}"
+    best, ready = held_against(name, ("vqvae", "prior"), found, chosen, plan)
+    return f"{text}; {samples_answer(theirs['samples'], found[best]['samples'], best) if ready else best}"
+
+
+def held_against(
+    name: str, parts: tuple[str, ...], found: dict[str, dict], chosen: dict[str, System], plan: dict
+) -> tuple[str, bool]:
+    """Return which of ours is to be held against a system in some parts, and True, or why none is, and False."""
+    given = [plan["systems"][name][part] for part in parts]
+    fair = [
+        own
+        for own in chosen
+        if own.startswith("ours")
+        and chosen[own].vqvae.bits_per_image <= chosen[name].vqvae.bits_per_image
+        and all(
+            plan["systems"][own].get(part, {}).get("seconds", math.inf) <= other["seconds"] * (1 + 1 / other["people"])
+            for part, other in zip(parts, given, strict=True)
+        )
+    ]
+    if not fair:
+        return "none of ours takes as few bits in as little time", False
+    best = max(fair, key=lambda own: chosen[own].vqvae.bits_per_image)
+    if best not in found or ("prior" in parts and "samples" not in found[best]):
+        state = "came to nothing" if "failure" in found.get(best, {}) else "is not trained yet"
+        return f"'{best}', which is to be held against it, {state}", False
+    return best, True
 
 
 def loses_to(report: dict, baseline: str) -> bool:
@@ -420,7 +429,7 @@ def loses_to(report: dict, baseline: str) -> bool:
     return not (report["brain_ssim"] or 0) > (report["baselines"][baseline]["brain_ssim"] or 0)
 
 
-def samples_answer(theirs: dict, ours: dict) -> str:
+def samples_answer(theirs: dict, ours: dict, name: str) -> str:
     """Return whose samples are better: nearer to reconstructions of test slices, and covering more of them.
 
     Each is held against reconstructions by its own VQ-VAE. One that draws everything alike has samples without fault.
@@ -431,9 +440,9 @@ def samples_answer(theirs: dict, ours: dict) -> str:
     told = [number(part["classifier_accuracy"], ".2f") for part in (theirs, ours)]
     void = sum(not is_valid(part) for part in (theirs, ours))
     return (
-        f"its samples are {'beaten' if beaten else 'NOT beaten'}: Fréchet distance {distances[0]:.0f}, of ours "
-        f"{distances[1]:.0f}; coverage {coverages[0]:.2f} and {coverages[1]:.2f}; told with {told[0]} and {told[1]}"
-        + ("", ", of which one is void", ", both void")[void]
+        f"its samples are {'beaten' if beaten else 'NOT beaten'} by those of '{name}': Fréchet distance "
+        f"{distances[0]:.0f}, of ours {distances[1]:.0f}; coverage {coverages[0]:.2f} and {coverages[1]:.2f}; "
+        f"told with {told[0]} and {told[1]}" + ("", ", of which one is void", ", both void")[void]
     )
 
 

@@ -122,8 +122,8 @@ class VQVAEConfig(Augmentation):
     embedding_dim: int = 32
     """Length of a codebook vector, D."""
     quantizer: Literal["gradient", "ema"] = "ema"
-    """How the codebook learns: by moving averages (van den Oord et al. 2017, appendix A.1), or by gradient (eq. 3), as in
-    the published systems, where few codes stay in use."""
+    """How the codebook learns: by moving averages (van den Oord et al. 2017, appendix A.1), or by gradient (eq. 3), as
+    that of the published systems, of which few codes stay in use."""
     commitment_cost: float = 0.25
     """Weight of the commitment term, beta (van den Oord et al. 2017, eq. 3)."""
     loss: Literal["mse", "bce", "l1"] = "mse"

@@ -139,15 +139,22 @@ class TestReproduction:
         assert (
             "adni_compact: beats the baselines; is beaten by 'ours, 4x, 64 codes' (0.700 with 1,000 bits); its" in text
         )
-        assert "samples are NOT beaten: Fréchet distance 99, of ours 90; coverage 0.00 and 0.00; told" in text
+        assert (
+            "samples are NOT beaten by those of 'ours, 4x, 64 codes': Fréchet distance 99, of ours 90; coverage" in text
+        )
+        assert "coverage 0.00 and 0.00; told" in text
         assert "told with 0.99 and 0.90, of which one is void." in text
         reproduce.Row(out, "batchnorm_tanh").add(**a_row("batchnorm_tanh", 0.3, 0.5))
         reproduce.summarise(out, chosen, plan, index.train.num_subjects)
         text = (tmp_path / "table.md").read_text()
         assert "(0.700 with 1,000 bits); its samples are not judged: they are held against" in text
         better, worse = ({**a_row("a", 0.5, accuracy)["samples"], "coverage": 1 - accuracy} for accuracy in (0.6, 0.9))
-        assert "are beaten: Fréchet distance 90, of ours 60; coverage 0.10" in reproduce.samples_answer(worse, better)
-        assert "NOT beaten" in reproduce.samples_answer(better, worse)
+        alone = {"bce_search": a_row("bce_search", 0.6, 0.9), "ours, 2x": a_row("ours, 2x", 0.7)}
+        said = reproduce.answer("bce_search", alone, chosen, plan)  # of ours at 2x there is no prior
+        assert "is beaten by 'ours, 2x'" in said and "; 'ours, 4x, 64 codes', which is to be held against" in said
+        said = reproduce.samples_answer(worse, better, "ours")
+        assert "are beaten by those of 'ours': Fréchet distance 90, of ours 60; coverage 0.10" in said
+        assert "NOT beaten" in reproduce.samples_answer(better, worse, "ours")
 
     def test_a_training_that_fails_leaves_the_others_their_turn(self, tmp_path, index, no_measuring, monkeypatch):
         monkeypatch.setattr(reproduce, "MODELS", tmp_path / "models")
