@@ -72,8 +72,9 @@ def wait_for_all(strategy: tf.distribute.Strategy, epoch: int = 0) -> None:
 def shares_of_mean(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> list[tf.Tensor]:
     """Return what each device gives to an optimizer that sums over devices: its equal share of their mean gradient.
 
-    All are dense: Adam in Keras squares each slice of a sparse one by itself. And a limit of the norm of a share is one
-    of the whole gradient's: the optimizers of Keras limit before they sum.
+    There is one for each weight, of its shape. All are dense: Adam in Keras squares each slice of a sparse one by
+    itself. And a limit of the norm of a share is one of the whole gradient's: the optimizers of Keras limit before they
+    sum.
     """
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     replicas = tf.distribute.get_replica_context()

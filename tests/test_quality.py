@@ -92,6 +92,13 @@ def test_people_who_are_in_both_sets_are_in_the_same_half():
     assert 0.4 < quality.two_sample_accuracy(first, second, owners, owners, num_repeats=4) < 0.6
 
 
+@pytest.mark.parametrize("size", [32, 64, 96, 127, 160, 256])
+def test_images_are_averaged_down_to_the_size_of_the_features(size):
+    small = quality._averaged_down(np.full((1, size, size, 1), 0.3, np.float32))
+    assert min(size, quality.FEATURE_SIZE) / 2 < small.shape[1] <= quality.FEATURE_SIZE
+    np.testing.assert_allclose(small, 0.3, rtol=1e-6)
+
+
 def test_diversity_is_that_of_the_images():
     of = Codes(*(np.zeros(0),) * 5)
     positions, people = np.tile(np.arange(4), 10), np.repeat([f"p{number}" for number in range(10)], 4)
