@@ -1,8 +1,9 @@
 """How good samples are: beside held-out slices, between a floor and a ceiling; and whether they are copies.
 
 Samples are compared with *reconstructions* of held-out slices, which have the same decoder's blur: what is left is the
-prior's doing. The ceiling is another set of held-out slices, of other people; the floor draws each code from the
-histogram of its grid position.
+prior's doing. The ceiling is another set of held-out slices, of other people: one finite set, which samples can be
+closer than. The floor draws each code from the histogram of its grid position; a blurred mean lies where brains are
+dense, so that the floor's density, alone of its scores, can be above the ceiling's.
 """
 
 import dataclasses
@@ -29,6 +30,8 @@ NUM_NEIGHBOURS = 5
 """k of density and coverage."""
 FEATURE_SIZE = 64
 """Side to which images are averaged down, if they are larger, for distances and for the classifier."""
+MOST_COPIES = 0.9
+"""Share of reconstructed training slices that lie as near to their nearest training slice as what is called copy-like."""
 NUM_PASSES = 15
 """Passes over its training images that a classifier is trained for. So it knew the floor on IXI validation slices."""
 
@@ -62,10 +65,13 @@ def evaluate_samples(
             components of training slices;
         diversity: 1 - MS-SSIM of pairs at the same slice position;
         nearest_training_distance: median over images of the root mean squared difference from the most similar
-            training slice. Not smaller than that of the test slices: no copies. Smaller: copies, or only smoother;
+            training slice. Not smaller than that of the test slices: few copies at most. Smaller: copies, or smoother;
+        copy_like: share of images that are as near to a training slice as nine of ten reconstructed training slices
+            are: what a copy of codes would be. Some people are alike: compare it with that of `test`;
         all float. The same of `ceiling` (reconstructions of validate) and `floor` (codes from the histogram of each
-        grid position); diversity and nearest_training_distance of `test`, its reconstructions; `distances`:
-        nearest_training_distance of each image, under `samples`, `ceiling`, `floor` and `test`.
+        grid position); the last three of `test`, its reconstructions; nearest_training_distance of `copies`, the
+        reconstructed training slices; `distances`: nearest_training_distance of each image, under these five names.
+        All but diversity is of images averaged down to 64x64, if they are larger.
     """
     check_readable(*index.splits().values())
     generator = np.random.default_rng(seed)
@@ -91,7 +97,10 @@ def evaluate_samples(
     components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
     components.fit(train)
     features = {name: components.transform(_flat(part)) for name, part in images.items()}
-    distances = {name: _nearest(_flat(part), train)[1] for name, part in images.items()}
+    copied = index.train[np.sort(generator.permutation(len(index.train))[: len(test)])]
+    copies = vqvae.reconstruct(load_images(copied, **reading))
+    distances = {name: _nearest(_flat(part), train)[1] for name, part in {**images, "copies": copies}.items()}
+    near = np.quantile(distances["copies"], MOST_COPIES)
     whole = load_images(chosen["test"], **reading)
     scores: dict = {"test": {}}
     for name in tqdm(("samples", "ceiling", "floor"), "scoring samples", unit="set", leave=False):
@@ -107,6 +116,8 @@ def evaluate_samples(
     for name, owner in owners.items():
         scores[name]["diversity"] = diversity(images[name], owner, generator)
         scores[name]["nearest_training_distance"] = float(np.median(distances[name]))
+        scores[name]["copy_like"] = float((distances[name] <= near).mean())
+    scores["copies"] = {"nearest_training_distance": float(np.median(distances["copies"]))}
     return {
         **scores.pop("samples"),
         **scores,
@@ -122,7 +133,7 @@ def _whole_people(slices: Slices, most: int, generator: np.random.Generator) -> 
 
 def sample_table(report: dict) -> str:
     """Return a report of `evaluate_samples` as a text table."""
-    others = ("ceiling", "floor", "test")
+    others = [name for name in ("ceiling", "floor", "test", "copies") if name in report]
     lines = [f"{'':<28}{'samples':>10}" + "".join(f"{name:>10}" for name in others)]
     for name in report["ceiling"]:
         cells = (report[other].get(name) for other in others)

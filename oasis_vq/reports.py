@@ -22,7 +22,7 @@ PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-im
 """Whose versions `provenance` tells."""
 NO_SCORES = ("val_", "training_", "num_parameters", "scored_slices")
 """Beginnings of the names in metrics.json that a training has written, and of what says which slices were scored."""
-OF_SAMPLES = ("ceiling", "floor", "test", "distances")
+OF_SAMPLES = ("ceiling", "floor", "test", "copies", "distances")
 """Parts of metrics.json that belong to a prior's samples; the names in them are those of the samples' own scores."""
 
 

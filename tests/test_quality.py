@@ -114,8 +114,8 @@ def test_diversity_is_that_of_the_images():
 def test_report_on_samples(vqvae, prior, index):
     report = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
     measures = {"classifier_accuracy", "frechet_distance", "density", "coverage"}
-    measures |= {"classifier_accuracy_whole", "diversity", "nearest_training_distance"}
-    assert set(report) == measures | {"ceiling", "floor", "test", "distances"}
+    measures |= {"classifier_accuracy_whole", "diversity", "nearest_training_distance", "copy_like"}
+    assert set(report) == measures | {"ceiling", "floor", "test", "copies", "distances"}
     for scores in ({name: report[name] for name in measures}, report["ceiling"], report["floor"]):
         assert set(scores) == measures
         assert all(isinstance(value, float) and np.isfinite(value) for value in scores.values())
@@ -123,7 +123,8 @@ def test_report_on_samples(vqvae, prior, index):
     assert report["ceiling"]["coverage"] >= report["floor"]["coverage"]
     assert report["ceiling"]["nearest_training_distance"] < report["floor"]["nearest_training_distance"]
     assert {name: len(values) for name, values in report["distances"].items()} == {
-        "samples": len(index.test), "floor": len(index.test), "ceiling": len(index.validate), "test": len(index.test)
+        "samples": len(index.test), "floor": len(index.test), "ceiling": len(index.validate), "test": len(index.test),
+        "copies": len(index.test),
     }  # fmt: skip
     fewer = ovq.evaluate_samples(prior, vqvae, index, num=8, num_repeats=1)
     assert {len(values) for values in fewer["distances"].values()} == {8}
@@ -131,3 +132,11 @@ def test_report_on_samples(vqvae, prior, index):
     assert again == report
     text = quality.sample_table(report)
     assert f"{report['coverage']:.3f}" in text and "void" in text  # 16 images train no classifier
+
+
+def test_a_prior_that_gives_training_slices_back_is_seen(vqvae, prior, index, monkeypatch):
+    train = ovq.encode_slices(vqvae, index.train).codes
+    monkeypatch.setattr(quality, "sample_codes", lambda prior, n, **options: np.resize(train, (n, *train.shape[1:])))
+    report = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
+    assert report["copy_like"] > 0.8 and report["copy_like"] > report["test"]["copy_like"]
+    assert report["nearest_training_distance"] == pytest.approx(report["copies"]["nearest_training_distance"], rel=0.2)
