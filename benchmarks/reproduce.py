@@ -83,7 +83,10 @@ def systems(image_size: int, *, profile: str = "full", with_priors: bool = True)
     ) -> System:
         recipe = ovq.recipe(base, profile=profile)
         vqvae = dataclasses.replace(recipe.vqvae, image_size=image_size, **changes)
-        return System(name, vqvae, recipe.prior if with_prior and with_priors else None, reported, within)
+        prior = dataclasses.replace(one_level, recipe=base) if recipe.coarse else recipe.prior  # refines nothing here
+        return System(name, vqvae, prior if with_prior and with_priors else None, reported, within)
+
+    one_level = dataclasses.replace(ovq.recipe("default128", profile=profile).prior, batch_size=16)
 
     published = [name for name in ovq.recipe_names() if ovq.recipe(name).reported]
     found = [system(name, name, ovq.recipe(name).reported) for name in published]
@@ -311,28 +314,24 @@ def between(samples: dict, score: str) -> str:
     return f"{own} ({ceiling}, {floor})" + ", void" * void
 
 
-def counted(found: dict) -> str:
-    """Return the epochs of a training in words."""
-    return f"{found['epochs']} epoch" + "s" * (found["epochs"] > 1)
-
-
-def duration(plan: dict, row: dict, part: str, all_people: int) -> str:
-    """Return how long a training took at the measured rate, and by the clock, with all that was beside it."""
+def duration(plan: dict, row: dict, part: str, of: int, all_people: int) -> str:
+    """Return how long a training took at the measured rate, and by the clock, and how many of its epochs it had."""
     found, training = row["trainings"][part], plan[part]
-    people = f" of {training['people']} people" if training["people"] < all_people else ""
-    return f"{training['seconds'] / 60:.1f} min ({found['seconds'] / 60:.1f}), {counted(found)}{people}"
+    people = f" on {training['people']} people" if training["people"] < all_people else ""
+    return f"{training['seconds'] / 60:.1f} min ({found['seconds'] / 60:.1f}), {found['epochs']} of {of} epochs{people}"
 
 
 def reconstruction_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[str, str]:
     """Return the cells of a row in the table of reconstructions, by column."""
     report = row["reconstruction"]
     low, high = report["intervals"]["brain_ssim"]
+    entropy = math.prod(system.vqvae.grid_shape) * math.log2(report["perplexity"])
     return {
         "system": system.name,
         "its report claims": system.reported or "-",
-        "bits an image": f"{report['bits_per_image']:,.0f}",
+        "bits an image, entropy of its codes": f"{report['bits_per_image']:,.0f}, {entropy:,.0f}",
         "weights": f"{row['trainings']['vqvae']['weights']:,}",
-        "training (by the clock)": duration(plan, row, "vqvae", all_people),
+        "training (by the clock)": duration(plan, row, "vqvae", system.vqvae.epochs, all_people),
         "ssim": number(report["ssim"], ".3f"),
         "brain_ssim": f"{number(report['brain_ssim'], '.3f')} ({number(low, '.3f')}-{number(high, '.3f')})",
         "brain_psnr": f"{number(report['brain_psnr'], '.1f')} dB",
@@ -344,16 +343,16 @@ def prior_cells(system: System, plan: dict, row: dict, all_people: int) -> dict[
     """Return the cells of a row in the table of priors, by column."""
     report, under = row["prior"], "under_prior" if "under_prior" in plan else "vqvae"
     (height, width), size = plan["prior"]["config"]["grid_shape"], plan[under]["config"]["image_size"]
-    time_taken = duration(plan, row, "prior", all_people)
+    time_taken = duration(plan, row, "prior", system.prior.epochs, all_people)
     if under == "under_prior":
-        time_taken += f"; its VQ-VAE {duration(plan, row, under, all_people)}"
+        time_taken += f"; its VQ-VAE {duration(plan, row, under, system.vqvae.epochs, all_people)}"
     return {
         "system": system.name,
         "codes": f"{height}×{width} of {size}×{size} pixels",
         "weights": f"{row['trainings']['prior']['weights']:,}",
         "training (by the clock)": time_taken,
         "bits a test code (per position)": f"{report['bits_per_code']:.2f} ({report['baselines']['per_position']:.2f})",
-        "bits an image": f"{report['bits_per_image']:,.0f}",
+        "bits an image with it": f"{report['bits_per_image']:,.0f}",
         "accuracy in validation, test": f"{report['validate_accuracy']:.2f}, {report['accuracy']:.2f}",
         "classifier (ceiling, floor)": between(row["samples"], "classifier_accuracy"),
         "coverage (ceiling, floor)": between(row["samples"], "coverage"),
@@ -372,9 +371,9 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
     for name, row in found.items():
         report, used = row["reconstruction"], row["reconstruction"]["codebook_usage"]
         lost = [kind.replace("_", " ") for kind in report["baselines"] if loses_to(report, kind)]
-        epochs = f"{counted(row['trainings']['vqvae'])}, {used:.0%} of its codes in use"
+        epochs = f"{row['trainings']['vqvae']['epochs']} of {chosen[name].vqvae.epochs} epochs"
         text = f"{name}: " + (
-            f"does NOT beat the {' and the '.join(lost)} ({epochs})" if lost else "beats the baselines"
+            f"does NOT beat the {' and the '.join(lost)} ({epochs}, {used:.0%} of its codes in use)" if lost else "beats the baselines"
         )
         if chosen[name].reported:
             text += f"; {answer(name, found, chosen, plan)}"
@@ -466,7 +465,8 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
     )
     intro = (
         f"{plan['data']}, {size}×{size}, at most {plan['minutes']:g} minutes for each network, at rates measured on: "
-        f"{plan['device']}. Scores of test people. {scores}."
+        f"{plan['device']}. Scores of test people. {scores}. Bits: of a fixed length for each code, and "
+        "the entropy of all test codes, as if each were drawn by itself. Samples are compared at 64×64 at most."
     )
     cells = [
         [make(chosen[name], plan["systems"][name], row, all_people) for name, row in found.items() if part in row]
@@ -485,7 +485,7 @@ def summarise(out: Path, chosen: dict[str, System], plan: dict, all_people: int)
     scored = {name: row["reconstruction"] for name, row in found.items()}
     points = {name: (report["bits_per_image"], report["brain_ssim"]) for name, report in scored.items()}
     lines = {"mean training slice": baselines["mean_slice"]["brain_ssim"]}
-    title = f"{plan['data']}, {size}×{size}, test: {plan['minutes']:g} minutes of training each"
+    title = f"{plan['data']}, {size}×{size}, test: at most {plan['minutes']:g} minutes of training each"
     ovq.save_figure(
         ovq.plot_rate_distortion(points, baselines=lines, title=title), f"{out.name}_rate_distortion", folder=out.parent
     )

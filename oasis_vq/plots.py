@@ -256,7 +256,7 @@ def plot_rate_distortion(
     bits = [bits for bits, _ in points.values()]
     low, high = min(bits) / 1.5, max(bits) * 1.5
     ticks = [step * 10**power for power in range(8) for step in (1, 2, 5) if low <= step * 10**power <= high]
-    axis.set(xscale="log", xlabel="bits an image", ylabel="brain_ssim", xlim=(low, high))
+    axis.set(xscale="log", xlabel="bits an image, of fixed length for each code", ylabel="brain_ssim", xlim=(low, high))
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
     axis.set_title(title or "")

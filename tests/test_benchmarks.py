@@ -50,6 +50,7 @@ def no_measuring(monkeypatch):
 def a_row(name, score, accuracy=None, ceiling=0.5):
     """What a row's file holds."""
     scores = {"ssim": 0.9, "brain_ssim": score, "brain_psnr": 20.0, "bits_per_image": 1000.0, "codebook_usage": 0.5}
+    scores["perplexity"] = 2.0
     baselines = {"black": {"ssim": 0.7, "brain_ssim": 0.0}, "mean_slice": {"ssim": 0.8, "brain_ssim": 0.4}}
     training = {"seconds": 300.0, "epochs": 2, "weights": 1234}
     row = {"name": name, "trainings": dict.fromkeys(("vqvae", "under_prior", "prior"), training)}
@@ -124,8 +125,8 @@ class TestReproduction:
         text, tex = ((tmp_path / f"table.{suffix}").read_text() for suffix in ("md", "tex"))
         for said in (
             "mean slice: ssim 0.800, brain_ssim 0.400",
-            "batchnorm_tanh: does NOT beat the mean slice (2 epochs, 50% of its codes in use); 'ours, 4x, 64 codes', ",
-            "which is to be held against it, is not trained yet", "0.300 (0.100--)",
+            "batchnorm_tanh: does NOT beat the mean slice (2 of 15 epochs, 50% of its codes in use); 'ours, 4x, 64 codes', ",
+            "which is to be held against it, is not trained yet", "0.300 (0.100--)", "| 1,000, 256 |",
             "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 80 (20, 20) | 0.5 s |",
         ):  # fmt: skip
             assert said in text, said
