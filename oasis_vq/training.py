@@ -31,6 +31,7 @@ from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.preparation import CODES, Training, prepare_prior, prepare_vqvae
 from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
+from oasis_vq.workers import alone
 
 
 def fit_or_load(
@@ -74,7 +75,7 @@ def fit_or_load(
         FloatingPointError: if the loss is not a number, or a decoder that had learned draws one image for all slices;
             the checkpoints of the epochs before stay.
         MemoryError: if a batch does not fit into memory.
-        OSError: if the folder cannot be written, or the disk is full.
+        OSError: if the folder cannot be written, the disk is full, or another process trains this model.
     """
     if isinstance(config, PriorConfig):
         if config.refines and coarse is None:
@@ -100,9 +101,10 @@ def fit_or_load(
         refuse_other(partial, record, restart=False)
 
     _require_writable(folder.parent)
-    for note in checked(index):  # a notebook keeps what is printed: no place of this machine
-        print(f"note: {note}".replace(str(index.root), index.root.name))
-    with _logged(partial if leads else None), _stoppable(partial, config):
+    locked = alone(folder, waits=False) if leads else contextlib.nullcontext()
+    with locked, _logged(partial if leads else None), _stoppable(partial, config):
+        for note in checked(index):  # a notebook keeps what is printed: no place of this machine
+            print(f"note: {note}".replace(str(index.root), index.root.name))
         keras.utils.set_random_seed(config.seed)
         wait_for_all(strategy)
         if leads:

@@ -80,20 +80,31 @@ def make_once(folder: Path, what: str, record: str, parameters: dict, fill: Call
     if not _is_finished(folder, what, record, parameters):
         if getattr(multiprocessing.current_process(), "_inheriting", False):  # it imports the script it was started by
             raise RuntimeError('A script that works in several processes needs `if __name__ == "__main__":`.')
-        with _alone(folder):
+        with alone(folder):
             if not _is_finished(folder, what, record, parameters):  # by the one that this waited for
                 fill()
     return folder
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, *, waits: bool = True) -> Iterator[None]:
+    """Keep other processes from making a folder while this one does; a process that is killed keeps none.
+
+    Args:
+        folder: to be made.
+        waits: whether to wait for another process that makes it.
+
+    Raises:
+        OSError: another process makes it, and this one is not to wait.
+    """
     file = folder.with_name(f".{folder.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        if not waits:
+            raise OSError(f"Another process makes {folder}: wait for it, or take another name (--out).") from None
         print(f"note: another process makes {folder}: waiting for it", flush=True)
         lock.acquire()
     except (OSError, NotImplementedError) as error:
@@ -101,6 +112,8 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows removes it by itself
+            file.unlink()
         lock.release()
 
 

@@ -125,6 +125,32 @@ def test_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, index):
         ovq.fit_or_load(tmp_path / "a file" / "v", CONFIG, index)
 
 
+HOLD = """
+import pathlib, sys, time
+from oasis_vq.workers import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_model_that_another_process_trains_is_left_alone_until_that_is_killed(tmp_path, index):
+    config, theirs = dataclasses.replace(CONFIG, epochs=1), tmp_path / "v.partial" / "history.csv"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "v"], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            for restart in (False, True):
+                with pytest.raises(OSError, match=r"^Another process makes .*v: wait for it, or .* \(--out\)\.$"):
+                    ovq.fit_or_load(tmp_path / "v", config, index, restart=restart)
+            assert list(theirs.parent.iterdir()) == [theirs] and theirs.read_text() == "theirs"
+        finally:
+            other.kill()
+    ovq.fit_or_load(tmp_path / "v", config, index, restart=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["v"] and not list((tmp_path / "v").glob("*lock*"))
+
+
 def test_full_memory_names_the_batch_size(tmp_path):
     with (
         pytest.raises(MemoryError, match=r"v: a batch of 8 does not fit into memory.*--batch-size"),
