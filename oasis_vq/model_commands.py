@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import DisallowNone, arg
 
 
 def recipes() -> None:
@@ -44,8 +44,8 @@ def train_vqvae(
     epochs: int | None = None,
     batch_size: int | None = None,
     fit: Literal["pad", "stretch"] | None = None,
-    upside_down_copies: bool = False,
-    flip_left_right: bool = False,
+    upside_down_copies: DisallowNone[bool | None] = None,
+    flip_left_right: DisallowNone[bool | None] = None,
     max_shift: int | None = None,
     seed: int = 0,
     limit_train: int | None = None,
@@ -68,8 +68,8 @@ def train_vqvae(
         epochs: passes over the training slices; None for the recipe's.
         batch_size: images per step; None for the recipe's.
         fit: what becomes of slices that are not square: black borders or another shape; None for the recipe's.
-        upside_down_copies: whether each slice is there a second time, upside down, if the recipe does not say so.
-        flip_left_right: whether half of the slices, drawn at random, are mirrored, if the recipe does not say so.
+        upside_down_copies: whether each slice is there a second time, upside down; None for the recipe's.
+        flip_left_right: whether half of the slices, drawn at random, are mirrored; None for the recipe's.
         max_shift: largest random shift in pixels; None for the recipe's.
         seed: of weights and order.
         limit_train: training subjects to use at most.
@@ -89,8 +89,8 @@ def train_vqvae(
 
     given = {
         "image_size": image_size, "epochs": epochs, "batch_size": batch_size, "fit": fit, "seed": seed,
-        "upside_down_copies": upside_down_copies or None, "flip_left_right": flip_left_right or None,
-        "max_shift": max_shift, "precision": precision,
+        "upside_down_copies": upside_down_copies, "flip_left_right": flip_left_right, "max_shift": max_shift,
+        "precision": precision,
     }  # fmt: skip
     config = _with_given(recipes.recipe(recipe).vqvae, given)
     slices = _find(data, limit_train, skip_unreadable=skip_unreadable)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from model_card import beyond_recipe, card
 
 import oasis_vq as ovq
+from oasis_vq import model_commands
 from oasis_vq.__main__ import COMMANDS, main
 
 
@@ -84,6 +85,25 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert command in capsys.readouterr().out
+
+
+def test_what_a_recipe_says_of_copies_and_mirrors_can_be_changed_either_way(cohort, capsys, monkeypatch):
+    configs = []
+    monkeypatch.setattr(model_commands, "_train", lambda out, config, *_, **options: configs.append(config))
+    for recipe, said, *words in (
+        ("bce_search", (True, False)),
+        ("bce_search", (False, True), "--no-upside-down-copies", "--flip-left-right"),
+        ("keras_io", (False, False), "--no-flip-left-right"),
+        ("keras_io", (True, False), "--upside-down-copies"),
+    ):
+        assert main(["train-vqvae", "--data", str(cohort), "--out", "v", "--recipe", recipe, *words]) == 0
+        assert (configs[-1].upside_down_copies, configs[-1].flip_left_right) == said
+    assert beyond_recipe("VQVAE", configs[1].to_dict())[0] == " --no-upside-down-copies --flip-left-right"
+    capsys.readouterr()
+    main(["train-vqvae", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--upside-down-copies, --no-upside-down-copies whether each slice" in told
+    assert "upside down; None for the recipe's. (default: None)" in told
 
 
 def test_help_does_not_wait_for_tensorflow():

@@ -49,11 +49,11 @@ def beyond_recipe(kind: str, values: dict) -> tuple[str, str]:
                if value != usual[name] and name not in FROM_DATA}  # fmt: skip
     options, rest = "", []
     for name, value in changed.items():
-        if name not in inspect.signature(command).parameters or value is False or value == []:
+        if name not in inspect.signature(command).parameters or value == []:
             rest.append(f"`{name} = {value}`")
         else:
-            words = value if isinstance(value, list) else [] if value is True else [value]
-            options += " ".join(["", f"--{name.replace('_', '-')}", *map(str, words)])
+            words = value if isinstance(value, list) else [] if isinstance(value, bool) else [value]
+            options += " ".join(["", f"--{'no-' if value is False else ''}{name.replace('_', '-')}", *map(str, words)])
     return options, " and ".join(rest)
 
 
