@@ -125,15 +125,29 @@ def _is_finished(folder: Path, what: str, record: str, parameters: dict) -> bool
     found = read_record(folder / record)
     if found == parameters:
         return True
-    there = f"files without {record}"
-    if found:
-        differing = [name for name in parameters if found.get(name) != parameters[name]]
-        there, asked = (json.dumps({name: some.get(name) for name in differing}) for some in (found, parameters))
-        there = f"one made with {there[:200]}, not {asked[:200]}"  # lists of files are long
+    there = f"one made with {_differences(found, parameters)}" if found else f"files without {record}"
     raise FileExistsError(
         f"{what} is written to a new or empty folder. Received: {folder}, which holds {there}. "
         "Name another folder, or remove this one."
     )
+
+
+def _differences(found: dict, asked: dict) -> str:
+    """Return in what parameters differ, such as 'seed: 3, not 4; other files: a.nii is new'; of files three at most."""
+    texts = []
+    for name, now in asked.items():
+        before = found.get(name)
+        if before != now and isinstance(now, dict):
+            before = before or {}
+            keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+            told = [
+                f"{key} {'is new' if key not in before else 'has changed' if key in now else 'is gone'}"
+                for key in keys[:3]
+            ]
+            texts.append(f"other {name}: {', '.join(told)}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else ""))
+        elif before != now:
+            texts.append(f"{name}: {json.dumps(before)}, not {json.dumps(now)}")
+    return "; ".join(texts)
 
 
 def start_or_continue(folder: Path, record: str, parameters: dict, parts: list[str]) -> Path:

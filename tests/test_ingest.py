@@ -605,9 +605,16 @@ def test_finished_folder_is_left_alone_and_another_refused(tmp_path):
     assert quickly(source, folder) == folder
     with pytest.raises(FileExistsError) as other:
         quickly(source, folder, SliceGeometry(image_size=48, num_slices=6))
-    assert '{"image_size": 32}, not {"image_size": 48}' in str(other.value) and "\n" not in str(other.value)
+    assert "holds one made with image_size: 32, not 48. Name" in str(other.value) and "\n" not in str(other.value)
     write_nifti(source / "IXI009-HH-T1.nii.gz", brain())
-    with pytest.raises(FileExistsError, match=r"IXI001.*Name another folder, or remove this one\.$"):
+    told = r"holds one made with other files: IXI009-HH-T1\.nii\.gz is new\. Name another folder, or remove this one\.$"
+    with pytest.raises(FileExistsError, match=told):
+        quickly(source, folder)
+    (source / "IXI001-HH-T1.nii.gz").unlink()
+    (source / "IXI002-HH-T1.nii.gz").write_bytes(b"of another size")
+    write_nifti(source / "IXI008-HH-T1.nii.gz", brain())
+    told = r"files: IXI001\S+ is gone, IXI002\S+ has changed, IXI008\S+ is new and 1 more\. Name"
+    with pytest.raises(FileExistsError, match=told):
         quickly(source, folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     (tmp_path / "full").mkdir()
