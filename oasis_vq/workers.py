@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +57,9 @@ def run_tasks(
 
 
 def _start_worker(warm_up: Callable[[], Any] | None) -> None:
-    """End this process when its parent ends: a killed parent would leave it waiting for ever."""
+    """End this process when its parent ends, which would leave it waiting for ever, and on Ctrl-C without a word."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as in a script's background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     if warm_up:

@@ -682,6 +682,40 @@ def test_a_killed_worker_is_told_in_one_line():
         list(run_tasks(signal.raise_signal, [(signal.SIGKILL,)], 2))
 
 
+TWO = """
+import time
+from oasis_vq.workers import run_tasks
+seen = set()
+def tasks():
+    while len(seen) < 2:
+        yield ("__import__('os').getpid()",)
+    print("both", flush=True)
+    while True:
+        {then}
+try:
+    for process in run_tasks(eval, tasks(), 2):
+        seen.add(process)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no groups of processes there")
+@pytest.mark.parametrize(
+    "then", ["time.sleep(60)", """yield ("__import__('time').sleep(60)",)"""], ids=["idle", "busy"]
+)
+def test_ctrl_c_ends_workers_at_once_and_without_a_word(then):
+    """A terminal sends it to all processes of a command."""
+    words, pipe = [sys.executable, "-c", TWO.format(then=then)], subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == "both\n"
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.communicate(timeout=30) == ("stopped\n", "")
+        finally:
+            process.kill()
+
+
 def test_a_script_without_the_guard_is_told(tmp_path):
     """It does not wait for itself."""
     source, script = write_people(tmp_path / "volumes"), tmp_path / "script.py"
