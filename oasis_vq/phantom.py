@@ -246,6 +246,11 @@ def _write_subject(paths: list[Path], seed: int, subject: int, image_size: int) 
         write_whole(path, iio.imwrite("<bytes>", image, extension=".png"), sync=False)
 
 
+def _is_whole(path: Path) -> bool:
+    """Return whether a PNG is there to its end, which after a power cut its name alone does not say."""
+    return path.exists() and path.read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
 def make_cohort(
     folder: str | os.PathLike,
     *,
@@ -296,7 +301,7 @@ def make_cohort(
             for case in cases:
                 stem = partial / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_"
                 paths = [Path(f"{stem}{number}.nii.png") for number in range(num_slices)]
-                if not all(path.exists() for path in paths):
+                if not all(map(_is_whole, paths)):
                     tasks.append((paths, seed, case - 1, image_size))
         with tqdm(desc="phantom cohort", unit="subject", total=num_subjects, disable=not progress) as bar:
             bar.update(num_subjects - len(tasks))

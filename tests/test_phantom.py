@@ -1,6 +1,7 @@
 """The phantom cohort: who is in it, that it looks like brains, and that it is the same however it was made."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -123,6 +124,15 @@ def test_killed_run_is_completed_to_the_same_bytes(cohort, tmp_path):
     assert read_bytes(folder) == read_bytes(cohort) and not partial.exists()
     kept = folder / "keras_png_slices_train" / first.name
     assert kept.stat().st_mtime_ns == modified  # continued, not started anew
+
+
+def test_slices_that_a_power_cut_left_unfinished_are_made_anew(cohort, tmp_path):
+    partial = shutil.copytree(cohort, tmp_path / "cut.partial")
+    slices = sorted((partial / "keras_png_slices_train").iterdir())
+    slices[0].write_bytes(b"")
+    slices[-1].write_bytes(slices[-1].read_bytes()[:-20] + bytes(20))  # its length, not yet its last bytes
+    phantom.make_cohort(tmp_path / "cut", **SMALL, num_workers=1, progress=False)
+    assert read_bytes(tmp_path / "cut") == read_bytes(cohort)
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
