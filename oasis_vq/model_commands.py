@@ -326,16 +326,17 @@ def generate(
     codes = sampling.sample_codes(model, num, **options)
     images = vqvae.decode(codes)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "provenance.json").exists():  # samples of an earlier call are not to be mixed with these
-        for old in out.glob("sample_*.png"):
-            old.unlink()
+    if any((out / name).exists() for name in ("codes.npz", "provenance.json")):
+        # What an earlier call left is not to be mixed with what this one makes, even if it is stopped.
+        for old in (*out.glob("sample_*.png"), *(out / name for name in ("grid.png", "grid.pdf", "provenance.json"))):
+            old.unlink(missing_ok=True)
+    conditions = sampling.sample_conditions(model, num, seed=seed, **asked)
+    nobody = np.full(num, "")
+    Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
     digits = max(2, len(str(num - 1)))
     for number, image in enumerate(images):
         png = iio.imwrite("<bytes>", np.round(image[..., 0] * 255).astype(np.uint8), extension=".png")
         write_whole(out / f"sample_{number:0{digits}}.png", png)
-    conditions = sampling.sample_conditions(model, num, seed=seed, **asked)
-    nobody = np.full(num, "")
-    Codes(codes=codes, subject=nobody, split=nobody, **conditions).save(out / "codes.npz")
     figures.save_figure(plots.plot_slices(images), "grid", folder=out)
     made_with = reports.provenance(folders.needed_folders(prior))
     write_json(out / "provenance.json", {**made_with, "num": num, **options})

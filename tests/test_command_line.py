@@ -14,7 +14,7 @@ import tensorflow as tf
 from model_card import beyond_recipe, card
 
 import oasis_vq as ovq
-from oasis_vq import model_commands
+from oasis_vq import files, model_commands
 from oasis_vq.__main__ import COMMANDS, main
 
 
@@ -104,6 +104,30 @@ def test_what_a_recipe_says_of_copies_and_mirrors_can_be_changed_either_way(coho
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--upside-down-copies, --no-upside-down-copies whether each slice" in told
     assert "upside down; None for the recipe's. (default: None)" in told
+
+
+def test_samples_of_two_calls_are_never_mixed(models, prior, tmp_path, monkeypatch):
+    """Not even if one is stopped: what vouches for the samples is of the same call, or is not there."""
+    words = ["generate", "--prior", str(models / "small-prior"), "--out", str(tmp_path / "new")]
+
+    def names():
+        return {path.name for path in (tmp_path / "new").iterdir()}
+
+    def stop(path, content):
+        if path.name == "sample_02.png":
+            raise KeyboardInterrupt
+        path.write_bytes(content)
+
+    beside = {"grid.png", "grid.pdf", "codes.npz", "provenance.json"}
+    assert main([*words, "-n", "4"]) == 0 and names() == beside | {f"sample_0{number}.png" for number in range(4)}
+    first = ovq.Codes.load(tmp_path / "new" / "codes.npz").codes
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_whole", stop)
+        assert main([*words, "-n", "4", "--seed", "1"]) == 1
+    assert names() == {"sample_00.png", "sample_01.png", "codes.npz"}
+    assert (ovq.Codes.load(tmp_path / "new" / "codes.npz").codes != first).any()
+    (tmp_path / "new" / "letter.txt").write_text("mine")
+    assert main([*words, "-n", "1"]) == 0 and names() == beside | {"sample_00.png", "letter.txt"}
 
 
 def test_help_does_not_wait_for_tensorflow():
