@@ -31,7 +31,7 @@ from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.preparation import CODES, Training, prepare_prior, prepare_vqvae
 from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
-from oasis_vq.workers import alone
+from oasis_vq.workers import alone, partial_of
 
 
 def fit_or_load(
@@ -70,8 +70,8 @@ def fit_or_load(
 
     Raises:
         ValueError: if a model of this name has another configuration, data or VQ-VAE; both values are named. If the
-            data guard finds an error. If no checkpoint can be read, or the workers read different ones. If the batch
-            size is no multiple of the devices, or several are to train what only one can.
+            path is `.` or `..`. If the data guard finds an error. If no checkpoint can be read, or the workers read
+            different ones. If the batch size is no multiple of the devices, or several are to train what only one can.
         FloatingPointError: if the loss is not a number, or a decoder that had learned draws one image for all slices;
             the checkpoints of the epochs before stay.
         MemoryError: if a batch does not fit into memory.
@@ -88,7 +88,7 @@ def fit_or_load(
     _require_shares(config, index, strategy.num_replicas_in_sync)
     leads = is_chief(strategy)
     folder = model_folder(name)
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = partial_of(folder)
     record = new_record(config, index, folder, vqvae, coarse)
     restarted = partial / RESTARTED
     if in_use(folder):

@@ -78,6 +78,7 @@ def make_once(folder: Path, what: str, record: str, parameters: dict, fill: Call
 
     Raises:
         FileExistsError: the folder holds something else, or another one cannot take its place.
+        ValueError: as `partial_of`.
         RuntimeError: a worker is told to make the folder that it is started for.
     """
     if not _is_finished(folder, what, record, parameters):
@@ -99,8 +100,9 @@ def alone(folder: Path, *, waits: bool = True) -> Iterator[None]:
 
     Raises:
         OSError: another process makes it, and this one is not to wait.
+        ValueError: as `partial_of`.
     """
-    file = folder.with_name(f".{folder.name}.lock")
+    file = partial_of(folder).with_name(f".{folder.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -176,7 +178,13 @@ def start_or_continue(folder: Path, record: str, parameters: dict, parts: list[s
 
 
 def partial_of(folder: Path) -> Path:
-    """Return where a folder grows."""
+    """Return where a folder grows.
+
+    Raises:
+        ValueError: it has no name that it could be given when it is complete: it is `.`, `..` or `/`.
+    """
+    if folder.name in ("", ".."):
+        raise ValueError(f"What is made gets a folder of its own name, such as ./new (--out). Received: {folder}.")
     return folder.with_name(folder.name + ".partial")
 
 

@@ -179,6 +179,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, copied, models, prio
     assert not out.exists() and not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("out", [".", ".."])
+def test_what_has_no_name_of_its_own_is_no_folder_to_make(cohort, tmp_path, monkeypatch, capsys, out):
+    here = tmp_path / "empty" / "deeper"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    told = f"such as ./new (--out). Received: {out}."
+    assert told in fails(capsys, "train-vqvae", "--data", cohort, "--recipe", "keras_io", "--out", out)
+    if out == ".":  # the other holds something, which is told
+        assert told in fails(capsys, "phantom", "--out", out)
+    assert list(tmp_path.rglob("*")) == [here.parent, here]
+
+
 def test_check_says_what_is_there_and_what_is_wrong(cohort, copied, capsys):
     assert main(["check", str(cohort)]) == 0
     said = capsys.readouterr().out
