@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         command()
     except KeyboardInterrupt as stop:
         hint = "The same command again goes on from there." if command.func in RESUMES else ""
-        print(f"Stopped. {stop or hint}".rstrip(), file=sys.stderr)
+        print(f"Stopped. {str(stop) or hint}".rstrip(), file=sys.stderr)
         return 1
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError, *_native_errors())):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from model_card import beyond_recipe, card
 
 import oasis_vq as ovq
-from oasis_vq import files, model_commands
+from oasis_vq import files, model_commands, phantom
 from oasis_vq.__main__ import COMMANDS, main
 
 
@@ -189,6 +189,15 @@ def test_what_has_no_name_of_its_own_is_no_folder_to_make(cohort, tmp_path, monk
     if out == ".":  # the other holds something, which is told
         assert told in fails(capsys, "phantom", "--out", out)
     assert list(tmp_path.rglob("*")) == [here.parent, here]
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "_write_subject", stop)
+    assert main(["phantom", "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert capsys.readouterr().err.endswith("\nStopped. The same command again goes on from there.\n")
 
 
 def test_check_says_what_is_there_and_what_is_wrong(cohort, copied, capsys):
