@@ -17,10 +17,19 @@ from tqdm import tqdm
 
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.slices import OASIS_SUBJECTS, ranked
-from oasis_vq.volumes import SliceGeometry, SourceFile, cut_slices, pair_files, read_mask, read_shape, read_volume
+from oasis_vq.volumes import (
+    SliceGeometry,
+    SourceFile,
+    cut_slices,
+    pair_files,
+    read_mask,
+    read_shape,
+    read_volume,
+    split_label,
+)
 from oasis_vq.workers import finish, make_once, partial_of, read_record, run_tasks, start_or_continue
 
-FORMAT_VERSION = 2  # of the algorithm: raise it whenever the same volumes give other bytes
+FORMAT_VERSION = 3  # of the algorithm: raise it whenever the same volumes give other bytes
 SUBJECT_PATTERN = (  # OASIS-1 to 3, BIDS, ADNI, IXI, BraTS from 2020 on and before
     r"OAS[12]_\d{4}|OAS3\d{4}|sub-[A-Za-z0-9]+|\d{3}_S_\d{4,5}|IXI\d+"
     r"|BraTS(?:20\d\d|20_[A-Za-z]+|-[A-Z]+)[_-]\d+|Bra[Tt][Ss]1\d_[^_]+_[^_]+"
@@ -179,8 +188,7 @@ def _choose_subjects(
     """Return who is in the volumes, one each, in the order of their cases, and tell the user what is not as asked."""
     chosen, unknown, further = {}, [], []
     for stem, (volume, *masks) in volumes.items():
-        # The file's name, its folders' from the innermost outwards as far as the source, and the archive's.
-        names = re.split(r"(?:\.tar\.gz|\.tgz|\.tar):|/", stem, flags=re.IGNORECASE)[::-1]
+        names = reversed(split_label(stem))  # the file's, and then outwards
         found = (match[0] for name in names if (match := re.search(subject_pattern, name)))
         if not (subject := next(filter(None, found), None)):
             unknown.append(volume[0].label)
@@ -315,15 +323,15 @@ def prepare(
     """Cut volumes into slices in the OASIS layout; do nothing if this very folder has been made of them.
 
     Of OASIS-1 the masked, gain-field corrected volumes in atlas space are taken, first session only; of each other
-    subject the volume whose name comes first, those with T1 or MPRAGE in it before others, and of these masks, maps
-    and those with a contrast agent (T1c, T1ce, T1Gd) last. A file `<volume>_<...>` whose ending has one of
-    `volumes.MASK_WORDS` in it, and no part of a brain, such as a lesion, is the volume's mask, and in BIDS
-    `sub-01_mask` or `sub-01_desc-brain_mask` that of `sub-01_T1w`: where it is above 0 is brain. Names that begin with
-    a dot, and what is in `derivatives` and `sourcedata` below the source, do not count. Archives are never unpacked.
-    The slices grow in `<folder>.partial`, one call at a time, and get their name when they are complete. A later call
-    with the same arguments goes on there, also when volumes have come, gone or changed in size: only these are cut
-    anew, and whoever has another case or split by that. `manifest.csv` says of each slice who it is and where it comes
-    from.
+    subject the volume whose name comes first, those with T1 or MPRAGE in it before others, and of these masks, what is
+    made of another volume (`c1sub-01_T1w` beside or below `sub-01_T1w`), maps and those with a contrast agent (T1c,
+    T1ce, T1Gd) last. A file `<volume>_<...>` whose ending has one of `volumes.MASK_WORDS` in it, and no part of a
+    brain, such as a lesion, is the volume's mask, and in BIDS `sub-01_mask` or `sub-01_desc-brain_mask` that of
+    `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, and what is in `derivatives` and
+    `sourcedata` below the source, do not count. Archives are never unpacked. The slices grow in `<folder>.partial`,
+    one call at a time, and get their name when they are complete. A later call with the same arguments goes on there,
+    also when volumes have come, gone or changed in size: only these are cut anew, and whoever has another case or
+    split by that. `manifest.csv` says of each slice who it is and where it comes from.
 
     Args:
         source: a folder, searched with all below it, or an archive (.tar.gz, .tgz, .tar).

@@ -77,13 +77,18 @@ class SourceFile(NamedTuple):
     shape: tuple[int, ...] | None = None  # as `read_shape` says
 
 
+def split_label(label: str) -> list[str]:
+    """Return the names of the archive and the folders that a file is in, from the outermost, and its own."""
+    return re.split(r"(?:\.tar\.gz|\.tgz|\.tar):|/", label, flags=re.IGNORECASE)
+
+
 def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[SourceFile, ...]]], list[str]]:
     """Find volumes among files by their names and the headers' shapes.
 
     Returns:
         volumes: by their label without suffix, those with T1 in the file's name first, of these those that look like
-            masks, maps or of a contrast agent last, else by name. Of each the volume and then its masks, those that
-            are the whole brain first, and of these the files: one, or header and image.
+            masks, made of another volume, maps or of a contrast agent last, else by name. Of each the volume and then
+            its masks, those that are the whole brain first, and of these the files: one, or header and image.
         odd: labels, with the reason, of what is none: another half is missing, or it has not three axes.
     """
     parts: dict[str, dict[str, SourceFile]] = {}
@@ -101,12 +106,22 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
         else:
             whole[stem] = volume
 
+    paths = {stem: split_label(stem) for stem in whole}
+    places = set(map(tuple, paths.values()))
+
+    def is_derived(stem: str) -> bool:
+        """Whether it is called c1sub-01_T1w beside or below sub-01_T1w; 11_T1 beside 1_T1 is of another person."""
+        *folders, name = paths[stem]
+        above = [folders[:depth] for depth in range(len(folders) + 1)]
+        endings = [name[cut:] for cut in range(1, len(name)) if any(map(str.isalpha, name[:cut]))]
+        return any((*folder, ending) in places for folder in above for ending in endings)
+
     def preference(stem: str) -> tuple:
-        name = stem.rpartition("/")[2]
+        name = paths[stem][-1]
         shown = _TO_T1.sub("", name)
         count = len(_T1.findall(shown))  # SUBJECT1_T1 has two, SUBJECT1_FLAIR one
         is_mask = bool(_PART.search(name)) or any(word in name.lower() for word in MASK_WORDS)
-        return not count, is_mask, bool(_OTHER_T1.search(shown)), -count, name, stem
+        return not count, is_mask, is_derived(stem), bool(_OTHER_T1.search(shown)), -count, name, stem
 
     masks_of = _find_masks(whole)
     return {stem: [whole[name] for name in (stem, *masks_of[stem])] for stem in sorted(masks_of, key=preference)}, odd

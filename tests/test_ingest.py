@@ -423,6 +423,9 @@ def who(source, folder, **options):
         ("002_S_0295 002_S_0413 003_S_10001", "{}_MR_Axial_T2.nii {}_MR_MPRAGE.nii {}_MR_PD.nii", 1),
         ("sub-01 sub-02 sub-03", "{}_ses-t1_FLAIR.nii.gz {}_ses-t1_acq-3DT1_run-1.nii.gz", 1),
         ("Brats18_2013_2 Brats18_CBICA_AAB Brats18_TCIA01_131", "{}_1/{}_1_flair.nii.gz {}_1/{}_1_t2.nii.gz", 0),
+        ("sub-01 sub-02 sub-03", "{}/c1{}_T1w.nii {}/mri/mwp1{}_T1w.nii {}/y_{}_T1w.nii {}/{}_T1w.nii", 3),  # SPM
+        ("sub-01 sub-02 sub-03", "BiasField_{}_T1w.nii.gz atropos_{}_T1w.nii.gz {}_T1w.nii.gz", 2),  # ANTs
+        ("IXI001 IXI002 IXI003", "A_{}.nii out/BF{}.nii {}.nii", 2),
     ],
 )
 def test_people_are_told_apart_by_file_or_folder(tmp_path, packed, people, volumes, best):
@@ -434,6 +437,24 @@ def test_people_are_told_apart_by_file_or_folder(tmp_path, packed, people, volum
     assert [(name, path.removeprefix("all.tar.gz:disc1/")) for name, path in found.items()] == [
         (name, volumes.split()[best].replace("{}", name)) for name in people.split()
     ]
+
+
+@pytest.mark.parametrize("volumes, pattern", [("c1{}_t1.nii {}_t1.nii", r"subj\d"), ("{}_T1.nii {}_T1ce.nii", r"\d+")])
+def test_what_was_made_of_a_volume_comes_after_it(tmp_path, volumes, pattern):
+    """A file's name ends with that of what it was made of; but 11 was not made of 1."""
+    people, source = ("subj1", "subj2", "subj3") if "subj" in pattern else ("1", "11", "111"), tmp_path / "volumes"
+    for name in people:
+        for path in volumes.split():
+            write_nifti(source / path.replace("{}", name), brain())
+    (source / "1_T1ce.nii").unlink(missing_ok=True)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for path in source.iterdir():
+            tar.add(path, arcname=path.name)
+    best = "{}_t1.nii" if "subj" in pattern else "{}_T1.nii"
+    found = who(source, tmp_path / "out", subject_pattern=pattern)
+    assert found == {name: best.replace("{}", name) for name in people}
+    found = who(tmp_path / "all.tar", tmp_path / "packed", subject_pattern=pattern)
+    assert found == {name: f"all.tar:{best.replace('{}', name)}" for name in people}
 
 
 def test_volumes_of_unknown_people_are_refused(tmp_path):
