@@ -327,11 +327,12 @@ def prepare(
     made of another volume (`c1sub-01_T1w` beside or below `sub-01_T1w`), maps and those with a contrast agent (T1c,
     T1ce, T1Gd) last. A file `<volume>_<...>` whose ending has one of `volumes.MASK_WORDS` in it, and no part of a
     brain, such as a lesion, is the volume's mask, and in BIDS `sub-01_mask` or `sub-01_desc-brain_mask` that of
-    `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, and what is in `derivatives` and
-    `sourcedata` below the source, do not count. Archives are never unpacked. The slices grow in `<folder>.partial`,
-    one call at a time, and get their name when they are complete. A later call with the same arguments goes on there,
-    also when volumes have come, gone or changed in size: only these are cut anew, and whoever has another case or
-    split by that. `manifest.csv` says of each slice who it is and where it comes from.
+    `sub-01_T1w`: where it is above 0 is brain. Names that begin with a dot, what is in `derivatives` and `sourcedata`
+    below the source, and volumes in a folder called `labels`, `labelsTr`, `masks`, `segmentations` or the like do not
+    count. Archives are never unpacked. The slices grow in `<folder>.partial`, one call at a time, and get their name
+    when they are complete. A later call with the same arguments goes on there, also when volumes have come, gone or
+    changed in size: only these are cut anew, and whoever has another case or split by that. `manifest.csv` says of
+    each slice who it is and where it comes from.
 
     Args:
         source: a folder, searched with all below it, or an archive (.tar.gz, .tgz, .tar).

@@ -31,6 +31,8 @@ LARGEST_BRAIN = 2.5e6  # mm³; a foreground larger than that is a head
 _VOLUME_NAME = re.compile(r"(.+)(\.nii\.gz|\.nii|\.hdr|\.img)", re.IGNORECASE)
 MASK_WORDS = ("brain", "dlicv", "dlmuse", "mask", "seg")  # <volume>_<something with one of these> is its mask
 _PART = re.compile(r"lesion|tumou?r|wmh|stroke|brain_?stem", re.IGNORECASE)  # no whole brain, whatever else it says
+_LABEL_FOLDER = re.compile(r"labels?(?:tr|ts)?|masks?|seg(?:mentation)?s?", re.IGNORECASE)  # holds nothing else
+_LABELS_WORD = re.compile(r"label|mask|seg|annot", re.IGNORECASE)  # in a folder's name
 SMALLEST_MASK = 0.05  # of what is not background: less is no brain
 LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _BIDS_NAME = re.compile(r"((?:.*/)?sub-[^/]+?)(?:_desc-([^_/]+))?_([A-Za-z0-9]+)")  # what it shows, how, and the kind
@@ -89,7 +91,8 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
         volumes: by their label without suffix, those with T1 in the file's name first, of these those that look like
             masks, made of another volume, maps or of a contrast agent last, else by name. Of each the volume and then
             its masks, those that are the whole brain first, and of these the files: one, or header and image.
-        odd: labels, with the reason, of what is none: another half is missing, or it has not three axes.
+        odd: labels, with the reason, of what is none: another half is missing, it has not three axes, or its folder is
+            one of label maps.
     """
     parts: dict[str, dict[str, SourceFile]] = {}
     for file in files:
@@ -103,6 +106,8 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
             odd.append(f"{first.label} (its other half is missing, .hdr or .img)")
         elif first.shape and len(first.shape) != 3:
             odd.append(f"{first.label} (its shape is {first.shape})")
+        elif _LABEL_FOLDER.fullmatch(split_label(f"/{stem}")[-2]):
+            odd.append(f"{first.label} (its folder's name says label maps)")
         else:
             whole[stem] = volume
 
@@ -117,11 +122,12 @@ def pair_files(files: Iterable[SourceFile]) -> tuple[dict[str, list[tuple[Source
         return any((*folder, ending) in places for folder in above for ending in endings)
 
     def preference(stem: str) -> tuple:
-        name = paths[stem][-1]
+        *folders, name = paths[stem]
         shown = _TO_T1.sub("", name)
         count = len(_T1.findall(shown))  # SUBJECT1_T1 has two, SUBJECT1_FLAIR one
         is_mask = bool(_PART.search(name)) or any(word in name.lower() for word in MASK_WORDS)
-        return not count, is_mask, is_derived(stem), bool(_OTHER_T1.search(shown)), -count, name, stem
+        among_labels = any(map(_LABELS_WORD.search, folders))
+        return not count, is_mask or among_labels, is_derived(stem), bool(_OTHER_T1.search(shown)), -count, name, stem
 
     masks_of = _find_masks(whole)
     return {stem: [whole[name] for name in (stem, *masks_of[stem])] for stem in sorted(masks_of, key=preference)}, odd

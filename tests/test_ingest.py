@@ -426,6 +426,9 @@ def who(source, folder, **options):
         ("sub-01 sub-02 sub-03", "{}/c1{}_T1w.nii {}/mri/mwp1{}_T1w.nii {}/y_{}_T1w.nii {}/{}_T1w.nii", 3),  # SPM
         ("sub-01 sub-02 sub-03", "BiasField_{}_T1w.nii.gz atropos_{}_T1w.nii.gz {}_T1w.nii.gz", 2),  # ANTs
         ("IXI001 IXI002 IXI003", "A_{}.nii out/BF{}.nii {}.nii", 2),
+        ("sub-01 sub-02 sub-03", "labelsTr/{}.nii.gz imagesTr/{}_0000.nii.gz", 1),  # nnU-Net
+        ("IXI001 IXI002 IXI003", "Masks/{}.nii.gz raw/{}.nii.gz", 1),
+        ("sub-01 sub-02 sub-03", "scan_labels/{}/{}_T1w.nii.gz scans/{}/{}_T1w.nii.gz", 1),
     ],
 )
 def test_people_are_told_apart_by_file_or_folder(tmp_path, packed, people, volumes, best):
@@ -550,6 +553,17 @@ def test_odd_files_are_left_out_with_a_note(tmp_path, capsys):
         capsys.readouterr()
         assert slices_of(quickly(source, tmp_path / f"from-{source.name}")) == slices_of(expected)
         assert capsys.readouterr().out == told.format(place)
+
+
+def test_label_maps_in_a_folder_of_their_own_are_no_brains(tmp_path, capsys):
+    source = tmp_path / "Task01_BrainTumour"
+    for number in (1, 2, 3):
+        write_nifti(source / "imagesTr" / f"BRATS_00{number}.nii.gz", np.zeros((9, 9, 9, 4), np.float32))
+        write_nifti(source / "labelsTr" / f"BRATS_00{number}.nii.gz", (brain() > 150).astype(np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"^No volumes in .*Task01_BrainTumour\. Expected"):
+        quickly(source, tmp_path / "out", subject_pattern=r"BRATS_\d+")
+    told = "(its shape is (9, 9, 9, 4)), labelsTr/BRATS_001.nii.gz (its folder's name says label maps), labelsTr/"
+    assert told in capsys.readouterr().out
 
 
 def test_after_an_error_only_what_changed_is_cut_anew(tmp_path):
