@@ -59,8 +59,13 @@ class Subject(NamedTuple):
 
     def origin(self) -> dict[str, Any]:
         """Return, as JSON values, what decides about the slices besides the geometry, and about their place."""
-        files = {file.label: file.size for file in self.volume + self.mask}
+        files = _versions(self.volume + self.mask)
         return {"subject": self.name, "case": self.case, "split": self.split, "files": files}
+
+
+def _versions(files: Iterable[SourceFile]) -> dict[str, list[int | None]]:
+    """Return, as JSON values, by what another version of a file is told: its size and the time of its last change."""
+    return {file.label: [file.size, file.modified] for file in files}
 
 
 def split_subjects(names: Iterable[str], split: Literal["published", "seeded"], seed: int = 0) -> dict[str, str]:
@@ -132,7 +137,9 @@ def _find_files(source: Path) -> list[SourceFile]:
         if _is_wanted(label) and (path.is_file() or path.is_symlink()):
             if label.encode("utf-8", "replace").decode() != label:  # the manifest could not name it
                 raise ValueError(f"A file's name is no UTF-8. Received: {label!a}. Rename it.")
-            files.append(SourceFile(label, str(path), None, path.stat().st_size if path.exists() else None))
+            found = path.stat() if path.exists() else None
+            size, modified = (found.st_size, found.st_mtime_ns) if found else (None, None)
+            files.append(SourceFile(label, str(path), None, size, modified))
     return files
 
 
@@ -159,7 +166,10 @@ def _open_archives(on_disk: list[SourceFile], *, progress: bool) -> tuple[list[S
         path, found = Path(file.path), [(file, None)]
         if file.label.lower().endswith(_ARCHIVES):
             members = _read_members(path, _is_wanted)
-            found = ((SourceFile(f"{file.label}:{name}", name, path, len(data)), data) for name, data in members)
+            found = (
+                (SourceFile(f"{file.label}:{name}", name, path, len(data), file.modified), data)
+                for name, data in members
+            )
         for one, content in found:
             if one.label.endswith((".txt", ".tsv")) and one.size is None:
                 print(f"note: {one.label} is a link to a file that is not here: age and sex stay unknown")
@@ -331,8 +341,8 @@ def prepare(
     below the source, and volumes in a folder called `labels`, `labelsTr`, `masks`, `segmentations` or the like do not
     count. Archives are never unpacked. The slices grow in `<folder>.partial`, one call at a time, and get their name
     when they are complete. A later call with the same arguments goes on there, also when volumes have come, gone or
-    changed in size: only these are cut anew, and whoever has another case or split by that. `manifest.csv` says of
-    each slice who it is and where it comes from.
+    changed: only these are cut anew, and whoever has another case or split by that. `manifest.csv` says of each slice
+    who it is and where it comes from.
 
     Args:
         source: a folder, searched with all below it, or an archive (.tar.gz, .tgz, .tar).
@@ -354,7 +364,7 @@ def prepare(
         FileNotFoundError: there are no volumes, or only links to volumes that are elsewhere.
         ValueError: a file is damaged or is no brain volume, nothing says who somebody is, or there are too few
             subjects to split.
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder holds something else, or a file of the source has another size or time since then.
     """
     source, folder, geometry = Path(source), Path(folder), geometry or SliceGeometry()
     subject_pattern = SUBJECT_PATTERN if subject_pattern is None else subject_pattern
@@ -371,7 +381,7 @@ def prepare(
         "format_version": FORMAT_VERSION, **geometry.to_dict(), "split": split, "seed": seed,
         "subject_pattern": subject_pattern,
     }  # fmt: skip
-    record = {**settings, "files": {file.label: file.size for file in on_disk}}
+    record = {**settings, "files": _versions(on_disk)}
 
     def fill() -> None:
         if read_record(partial_of(folder) / "prepare.json") == record:  # all was done but the name

@@ -76,6 +76,7 @@ class SourceFile(NamedTuple):
     path: str  # on disk, or the member's name
     archive: Path | None
     size: int | None  # in bytes; None for a link to a file that is not there
+    modified: int | None  # when it was changed last, in ns; of a member when the archive was
     shape: tuple[int, ...] | None = None  # as `read_shape` says
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -656,6 +657,57 @@ def test_finished_folder_is_left_alone_and_another_refused(tmp_path):
     (tmp_path / "full" / "letter.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"which holds files without prepare\.json\."):
         quickly(source, tmp_path / "full")
+
+
+@pytest.mark.parametrize("changed", ["IXI002-HH-T1.nii.gz", "IXI003-HH-T1_mask.nii.gz", "all.tar"])
+def test_another_file_of_the_same_size_is_noticed(tmp_path, monkeypatch, changed):
+    source = write_people(tmp_path / "volumes")
+    write_nifti(source / "IXI003-HH-T1_mask.nii.gz", (brain() > 85).astype(np.uint8))
+    if changed == "all.tar":
+        with tarfile.open(tmp_path / "all.tar", "w") as tar:
+            tar.add(source, arcname="volumes")
+        source = tmp_path / "all.tar"
+    file = source if changed == "all.tar" else source / changed
+
+    def touch():
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**10))
+
+    folder = quickly(source, tmp_path / "out")
+    touch()
+    with pytest.raises(FileExistsError) as other:
+        quickly(source, folder)
+    (size, before), (_, after) = (
+        json.loads(text)["files"][changed] for text in re.findall(r"{.*?}}", str(other.value))
+    )
+    assert size == file.stat().st_size and after == before + 10**10 and "IXI001" not in str(other.value)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # when all is cut
+        patch.setattr(ingest, "_write_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quickly(source, tmp_path / "later")
+    touch()
+    cut, write = [], ingest._write_subject
+    monkeypatch.setattr(
+        ingest, "_write_subject", lambda subject, *rest: (cut.append(subject.name), write(subject, *rest))
+    )
+    quickly(source, tmp_path / "later")
+    assert cut == (["IXI001", "IXI002", "IXI003"] if changed == "all.tar" else [changed[:6]])
+
+
+def test_slices_recorded_without_times_are_kept_and_told(tmp_path):
+    source = write_people(tmp_path / "volumes")
+    folder = quickly(source, tmp_path / "out")
+    record = json.loads((folder / "prepare.json").read_text())
+    old = {"format_version": 2, "files": {name: size for name, (size, _) in record["files"].items()}}
+    (folder / "prepare.json").write_text(json.dumps({**record, **old}))
+    before = read_bytes(folder)
+    text = r'with \{"format_version": 2, .* not \{"format_version": 3, .* Name another folder, or remove this one\.$'
+    with pytest.raises(FileExistsError, match=text):
+        quickly(source, folder)
+    assert read_bytes(folder) == before
 
 
 def test_partial_folder_with_other_parameters_is_begun_anew(tmp_path):
