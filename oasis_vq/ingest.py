@@ -30,8 +30,10 @@ from oasis_vq.volumes import (
 from oasis_vq.workers import finish, make_once, partial_of, read_record, run_tasks, start_or_continue
 
 FORMAT_VERSION = 3  # of the algorithm: raise it whenever the same volumes give other bytes
+# Of BIDS not sub-HC-01, whose id may be HC or HC-01, and not sub-002_S_0295; but sub-01_0000, a channel of nnU-Net.
+_BIDS_SUBJECT = r"sub-[A-Za-z0-9]+(?![A-Za-z0-9]|_S_\d|(?!_000\d(?!\d))[-_]\d+(?![A-Za-z0-9]))"
 SUBJECT_PATTERN = (  # OASIS-1 to 3, BIDS, ADNI, IXI, BraTS from 2020 on and before
-    r"OAS[12]_\d{4}|OAS3\d{4}|sub-[A-Za-z0-9]+|\d{3}_S_\d{4,5}|IXI\d+"
+    rf"OAS[12]_\d{{4}}|OAS3\d{{4}}|{_BIDS_SUBJECT}|\d{{3}}_S_\d{{4,5}}|IXI\d+"
     r"|BraTS(?:20\d\d|20_[A-Za-z]+|-[A-Z]+)[_-]\d+|Bra[Tt][Ss]1\d_[^_]+_[^_]+"
 )
 PUBLISHED_SPLIT = {"train": range(1, 402), "validate": range(402, 441), "test": range(441, 458)}  # cases of OASIS-1

@@ -421,6 +421,7 @@ def who(source, folder, **options):
         ("IXI001 IXI002 IXI003", "{}_FLAIR.nii.gz {}_T1wDividedByT2w.nii.gz {}_WIP_sT1W_3D_TFE.nii.gz", 2),
         ("sub-01 sub-02 sub-03", "{}_T1map.nii.gz {}_T1w.nii.gz {}_T1w_T1lesion.nii.gz", 1),
         ("IXI001 IXI002 IXI003", "{}_FLAIR_to_T1.nii.gz {}_T1.nii.gz {}_T1_lesion_T1space.nii.gz", 1),
+        ("002_S_0295 002_S_0413 003_S_10001", "sub-{}_T1w.nii", 0),
         ("002_S_0295 002_S_0413 003_S_10001", "{}_MR_Axial_T2.nii {}_MR_MPRAGE.nii {}_MR_PD.nii", 1),
         ("sub-01 sub-02 sub-03", "{}_ses-t1_FLAIR.nii.gz {}_ses-t1_acq-3DT1_run-1.nii.gz", 1),
         ("Brats18_2013_2 Brats18_CBICA_AAB Brats18_TCIA01_131", "{}_1/{}_1_flair.nii.gz {}_1/{}_1_t2.nii.gz", 0),
@@ -481,6 +482,26 @@ def test_volumes_of_unknown_people_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^subject_pattern is no regular expression .* Received: \(\.$"):
         quickly(source, tmp_path / "out", subject_pattern="(")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "people, volume",
+    [
+        ("sub-HC-01 sub-HC-02 sub-AD-01", "{}_T1w.nii.gz"),
+        ("sub-HC_01 sub-HC_02 sub-AD_01", "{}/T1w.nii.gz"),
+        ("sub-HC_0010 sub-HC_0011 sub-AD_0010", "{}.nii.gz"),
+    ],
+)
+def test_ids_of_two_parts_are_not_cut_short(tmp_path, people, volume):
+    for name in people.split():
+        write_nifti(tmp_path / "volumes" / volume.replace("{}", name), brain())
+    with pytest.raises(ValueError, match=r"^Nothing says who is shown in 3 of 3 volumes, such as sub-AD"):
+        quickly(tmp_path / "volumes", tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", ["_0000", "_0001", "_T1w", "-T1w", "_ses-1_T1w", "_ses-1_run-01_T1w", "_7T", ""])
+def test_what_follows_an_id_of_bids_is_no_part_of_it(ending):
+    assert re.search(ingest.SUBJECT_PATTERN, f"c1sub-01{ending}")[0] == "sub-01"  # _0000: a channel of nnU-Net
 
 
 def test_empty_published_split_is_shared_by_seed_and_says_so(tmp_path, capsys):
