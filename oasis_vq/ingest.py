@@ -157,8 +157,17 @@ def _read_members(archive: Path, is_wanted: Callable[[str], Any]) -> Iterator[tu
                 if member.isfile() and is_wanted(member.name):
                     yield member.name, members.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        text = f"{archive} cannot be read as an archive ({error}). Remove it, then run download again."
-        raise ValueError(text) from error
+        _pass_on(error, str(archive))
+        raise ValueError(
+            f"{archive} cannot be read as an archive ({error}). Replace it or move it away; if download made it, run "
+            "that again."
+        ) from error
+
+
+def _pass_on(error: Exception, file: str) -> None:
+    """Raise an error of the system anew, with the file's name: it says nothing of what is in the file."""
+    if isinstance(error, OSError) and error.errno:  # those of gzip and nibabel have no number
+        raise OSError(error.errno, error.strerror, error.filename or file) from error
 
 
 def _open_archives(on_disk: list[SourceFile], *, progress: bool) -> tuple[list[SourceFile], dict[str, str]]:
@@ -266,7 +275,13 @@ def _write_subject(subject: Subject, members: dict[str, bytes], partial: Path, g
             mask = read_mask(contents(subject.mask), affine, volume.shape)
             label = subject.volume[-1].label
         images, positions, has_skull = cut_slices(volume, affine, geometry, mask)
+    except MemoryError as error:
+        raise MemoryError(
+            f"{label} does not fit into memory (the volume's shape is {subject.volume[0].shape}). Try --workers 1, or "
+            "a smaller --image-size."
+        ) from error
     except Exception as error:  # damaged files raise a dozen kinds, of nibabel, gzip, zlib and NumPy
+        _pass_on(error, label)
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{label} cannot be used: {text}. Replace it or move it away.") from error
     for number, image in enumerate(images):
@@ -366,6 +381,8 @@ def prepare(
         FileNotFoundError: there are no volumes, or only links to volumes that are elsewhere.
         ValueError: a file is damaged or is no brain volume, nothing says who somebody is, or there are too few
             subjects to split.
+        MemoryError: a volume does not fit into memory.
+        OSError: the system cannot read a file, or write one.
         FileExistsError: the folder holds something else, or a file of the source has another size or time since then.
     """
     source, folder, geometry = Path(source), Path(folder), geometry or SliceGeometry()

@@ -869,6 +869,33 @@ def test_broken_volume_is_named(tmp_path, spoil, text):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_volume_larger_than_memory_is_not_called_damaged(tmp_path, num_workers):
+    source = write_people(tmp_path / "volumes")
+    content = bytearray(gzip.decompress((source / "IXI002-HH-T1.nii.gz").read_bytes()))
+    content[42:48] = np.full(3, 32767, "<i2").tobytes()  # its shape: 140 TB
+    (source / "IXI002-HH-T1.nii.gz").write_bytes(gzip.compress(content))
+    text = (
+        r"^IXI002-HH-T1\.nii\.gz does not fit into memory \(the volume's shape is \(32767, 32767, 32767\)\)\. "
+        r"Try --workers 1, or a smaller --image-size\.$"
+    )
+    with pytest.raises(MemoryError, match=text):
+        quickly(source, tmp_path / "out", num_workers=num_workers)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here that cannot be read")
+def test_a_disk_that_fails_is_not_called_a_damaged_file(tmp_path):
+    source = write_people(tmp_path / "volumes")
+    (source / "IXI002-HH-T1.nii.gz").unlink()
+    (source / "IXI002-HH-T1.nii.gz").symlink_to("/proc/self/mem")
+    text = r"^\[Errno \d+\] (Input/output error|Permission denied): '.*"
+    with pytest.raises(OSError, match=text + r"IXI002-HH-T1\.nii\.gz'$"):
+        quickly(source, tmp_path / "out")
+    (tmp_path / "all.tar").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=text + r"all\.tar'$"):
+        quickly(tmp_path / "all.tar", tmp_path / "out")
+
+
 def test_broken_mask_archive_and_pair_are_named(tmp_path):
     source = write_people(tmp_path / "volumes")
     mask = source / "IXI003-HH-T1_mask.nii.gz"
@@ -885,7 +912,8 @@ def test_broken_mask_archive_and_pair_are_named(tmp_path):
     for share in (0.3, 0.7, 0.999):
         archive.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(
-            ValueError, match=r"disc1\.tar\.gz cannot be read as an archive .*Remove it, then run download again\.$"
+            ValueError,
+            match=r"disc1\.tar\.gz cannot be read as an archive .*move it away; if download made it, run that again\.$",
         ):
             quickly(archive, tmp_path / "other")
     archive.write_bytes(b"<html>not found</html>")
