@@ -312,15 +312,23 @@ def _tasks(subjects: list[Subject], partial: Path, geometry: SliceGeometry) -> I
         if archive is None:
             yield from ((subject, {}, partial, geometry) for subject in group)
             continue
-        owners = {file.path: subject for subject in group for file in subject.volume + subject.mask}
-        missing, contents = set(owners), {}
-        for path, content in _read_members(archive, missing.__contains__):
-            missing.remove(path)
+        owners: dict[str, list[Subject]] = {}  # of files that are yet to be read, or in memory
+        for subject in group:
+            for file in subject.volume + subject.mask:
+                owners.setdefault(file.path, []).append(subject)
+        contents = {}
+        for path, content in _read_members(archive, owners.__contains__):
             contents[path] = content
-            paths = {file.path for file in owners[path].volume + owners[path].mask}
-            if not paths & missing:
-                yield owners[path], {path: contents.pop(path) for path in paths}, partial, geometry
-            if not missing:
+            for subject in list(owners[path]):
+                files = {file.path for file in subject.volume + subject.mask}
+                if not files <= contents.keys():
+                    continue
+                yield subject, {file: contents[file] for file in files}, partial, geometry
+                for file in files:
+                    owners[file].remove(subject)
+                    if not owners[file]:
+                        del owners[file], contents[file]
+            if not owners:
                 break
 
 

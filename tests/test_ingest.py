@@ -357,6 +357,22 @@ def test_mask_beside_a_volume_strips_the_skull(tmp_path, capsys):
     assert slices_of(packed) == slices_of(folder)
 
 
+def test_volumes_of_an_archive_may_share_a_mask(tmp_path):
+    inside = (brain() > 85).astype(np.uint8)
+    for name in ("sub-01_T1w", "sub-01_T2w", "sub-02_T1w"):
+        write_nifti(tmp_path / "volumes" / f"{name}.nii.gz", brain())
+    write_nifti(tmp_path / "volumes" / "sub-01_desc-brain_mask.nii.gz", inside)
+    expected = slices_of(quickly(tmp_path / "volumes", tmp_path / "out", subject_pattern=".+"))
+    assert len(expected) == 18
+    names = sorted(path.name for path in (tmp_path / "volumes").iterdir())
+    for number, order in enumerate((names, names[::-1])):  # the mask before its volumes, and after them
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for name in order:
+                tar.add(tmp_path / "volumes" / name, arcname=f"volumes/{name}")
+        folder = quickly(tmp_path / f"{number}.tar", tmp_path / f"packed{number}", subject_pattern=".+")
+        assert slices_of(folder) == expected
+
+
 def test_one_volume_a_subject_and_the_others_are_named(tmp_path, capsys):
     source = write_people(tmp_path / "volumes", 3)
     write_nifti(source / "later" / "IXI002-HH-T2.nii.gz", np.ones((8, 8, 8), np.float32))
