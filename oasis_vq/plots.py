@@ -65,7 +65,7 @@ def plot_reconstructions(
         ("slice", "codes", "reconstruction" + ("\n(brain_ssim)" if scores is not None else ""), "error")
     ):
         axes[row, 0].text(-0.08, 0.5, text, rotation=90, ha="right", va="center", transform=axes[row, 0].transAxes)
-    figure.colorbar(shown, ax=axes[3, :], fraction=0.02, pad=0.01).set_label("intensity", fontsize=8)
+    figure.colorbar(shown, ax=axes[3, :], fraction=0.02, pad=0.01).set_label("reconstruction − slice", fontsize=8)
     return figure
 
 

@@ -97,7 +97,7 @@ def evaluate_samples(
     components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
     components.fit(train)
     features = {name: components.transform(_flat(part)) for name, part in images.items()}
-    copied = index.train[np.sort(generator.permutation(len(index.train))[: len(test)])]
+    copied = index.train[np.sort(np.random.default_rng(seed).permutation(len(index.train))[: len(test)])]
     copies = vqvae.reconstruct(load_images(copied, **reading))
     distances = {name: _nearest(_flat(part), train)[1] for name, part in {**images, "copies": copies}.items()}
     near = np.quantile(distances["copies"], MOST_COPIES)
