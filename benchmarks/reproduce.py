@@ -371,10 +371,10 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
     for name, row in found.items():
         report, used = row["reconstruction"], row["reconstruction"]["codebook_usage"]
         lost = [kind.replace("_", " ") for kind in report["baselines"] if loses_to(report, kind)]
-        epochs = f"{row['trainings']['vqvae']['epochs']} of {chosen[name].vqvae.epochs} epochs"
-        text = f"{name}: " + (
-            f"does NOT beat the {' and the '.join(lost)} ({epochs}, {used:.0%} of its codes in use)" if lost else "beats the baselines"
-        )
+        text = f"{name}: beats the baselines"
+        if lost:
+            epochs = f"{row['trainings']['vqvae']['epochs']} of {chosen[name].vqvae.epochs} epochs"
+            text = f"{name}: does NOT beat the {' and the '.join(lost)} ({epochs}, {used:.0%} of its codes in use)"
         if chosen[name].reported:
             text += f"; {answer(name, found, chosen, plan)}"
         sentences.append(f"{text}.")

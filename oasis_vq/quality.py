@@ -31,7 +31,7 @@ NUM_NEIGHBOURS = 5
 FEATURE_SIZE = 64
 """Side to which images are averaged down, if they are larger, for distances and for the classifier."""
 MOST_COPIES = 0.9
-"""Share of reconstructed training slices that lie as near to their nearest training slice as what is called copy-like."""
+"""Share of reconstructed training slices that are as near to a training slice as what is called copy-like."""
 NUM_PASSES = 15
 """Passes over its training images that a classifier is trained for. So it knew the floor on IXI validation slices."""
 

@@ -125,8 +125,8 @@ class TestReproduction:
         text, tex = ((tmp_path / f"table.{suffix}").read_text() for suffix in ("md", "tex"))
         for said in (
             "mean slice: ssim 0.800, brain_ssim 0.400",
-            "batchnorm_tanh: does NOT beat the mean slice (2 of 15 epochs, 50% of its codes in use); 'ours, 4x, 64 codes', ",
-            "which is to be held against it, is not trained yet", "0.300 (0.100--)", "| 1,000, 256 |",
+            "batchnorm_tanh: does NOT beat the mean slice (2 of 15 epochs, 50% of its codes in use); ",
+            "'ours, 4x, 64 codes', which is to be held against it, is not trained yet", "0.300 (0.100--)", "| 1,000, 256 |",
             "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 80 (20, 20) | 0.5 s |",
         ):  # fmt: skip
             assert said in text, said
