@@ -126,8 +126,8 @@ class TestReproduction:
         for said in (
             "mean slice: ssim 0.800, brain_ssim 0.400",
             "batchnorm_tanh: does NOT beat the mean slice (2 of 15 epochs, 50% of its codes in use); ",
-            "'ours, 4x, 64 codes', which is to be held against it, is not trained yet", "0.300 (0.100--)", "| 1,000, 256 |",
-            "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 80 (20, 20) | 0.5 s |",
+            "'ours, 4x, 64 codes', which is to be held against it, is not trained yet", "0.300 (0.100--)",
+            "| 1,000, 256 |", "| 0.80 (0.50, 0.97) | - (0.90, 0.20) | 80 (20, 20) | 0.5 s |",
         ):  # fmt: skip
             assert said in text, said
         assert "bce_search" not in text and r"batchnorm\_tanh" in tex and r"\item" in tex and " brain_ssim" not in tex
