@@ -24,7 +24,7 @@ from oasis_vq import __version__
 from oasis_vq.callbacks import BestWeights, FiniteLoss, LivingDecoder, TrainingLog
 from oasis_vq.config import PriorConfig, VQVAEConfig
 from oasis_vq.devices import even_batch_size, is_chief, spread, wait_for_all
-from oasis_vq.files import write_json
+from oasis_vq.files import compress, write_json
 from oasis_vq.folders import RESTARTED, in_use, load_model, model_folder, new_record, read_history, refuse_other
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import PixelCNN
@@ -272,6 +272,7 @@ def _fit(training: Training, folder: Path, own_folder: Path, callbacks: Sequence
     finished = type(model).from_config(model.get_config())  # without the optimizer: a third of the size
     finished.set_weights(model.get_weights())
     finished.save(folder / "model.keras")
+    compress(folder / "model.keras")
     history = read_history(folder)
     summary = _summary(folder.stem, history, training.num_items, model.score)
     print(summary)
