@@ -4,6 +4,7 @@
     python benchmarks/generation.py --data DATA --vqvae saved_models/brain128 --only ours     one of them
     python benchmarks/generation.py --data DATA --vqvae saved_models/brain128 --prior saved_models/brain128-prior
                                                         none: scores a trained one, --temperatures 0.8 1 at two of them
+    … --size 128                                        scores pictures averaged down to 128x128 instead of 64x64
 
 Grids a second are measured first, in turns, on a quiet machine; the passes that fit in the time follow from them. What
 has been trained is loaded, and a training that was interrupted goes on. All scores are those of validation people,
@@ -28,7 +29,7 @@ from oasis_vq.config import ROOT
 from oasis_vq.evaluation import coarse_bits, code_baselines, code_scores
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.preparation import build_optimizer
-from oasis_vq.quality import is_valid
+from oasis_vq.quality import FEATURE_SIZE, is_valid
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import markdown_table
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
     parser.add_argument("--only", action="append", help="a prior; may be given several times")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], help="of the samples that are scored")
+    parser.add_argument("--size", type=int, default=FEATURE_SIZE, help="of the pictures that samples are judged by")
     arguments = parser.parse_args()
     device = start_tensorflow()
     index, vqvae = ovq.find_slices(arguments.data), ovq.load_vqvae(arguments.vqvae)
@@ -167,9 +169,11 @@ def main() -> None:
         row = scores(prior, vqvae, index) | {"samples": {}} | row
         print(f"{name}: {row['validate_bits_per_code']:.3f} bits per code", flush=True)
         for temperature in arguments.temperatures:
-            if f"{temperature:g}" not in row["samples"]:
-                quality = ovq.evaluate_samples(prior, vqvae, without_test(index), temperature=temperature)
-                row["samples"][f"{temperature:g}"] = {key: quality[key] for key in quality if key != "distances"}
+            key = f"{temperature:g}" + f" at {arguments.size}" * (arguments.size != FEATURE_SIZE)
+            if key not in row["samples"]:
+                options = {"temperature": temperature, "size": arguments.size}
+                found = ovq.evaluate_samples(prior, vqvae, without_test(index), **options)
+                row["samples"][key] = {name: found[name] for name in found if name != "distances"}
                 write_json(file, row)
     summarise()
 
@@ -186,11 +190,12 @@ def summarise() -> None:
         samples = row["samples"][temperature]
         ceiling = samples["ceiling"]
         told, limit = (f"{part['classifier_accuracy']:.2f}" for part in (samples, ceiling))
+        whole = [f"{part['classifier_accuracy_whole']:.2f}" for part in (samples, ceiling)]
         table.append({
             "codes of": row["vqvae"],
             "their brain_ssim": f"{row['brain_ssim']:.3f}",
             "prior": row["name"],
-            "temperature": temperature,
+            "temperature, size": temperature,
             "minutes": f"{row['training_seconds'] / 60:.0f}",
             "weights": f"{row['num_parameters']:,}",
             "bits per code": f"{bits:.3f}",
@@ -198,6 +203,7 @@ def summarise() -> None:
             "in training": f"{row['train_bits_per_code']:.3f}",
             "bits an image": f"{row['validate_bits_per_image']:,.0f}",
             "classifier (ceiling)": f"{told} ({limit})" + ", void" * (not is_valid(samples)),
+            "against slices": f"{whole[0]} ({whole[1]})",
             "density": f"{samples['density']:.2f} ({ceiling['density']:.2f})",
             "coverage": f"{samples['coverage']:.2f} ({ceiling['coverage']:.2f})",
         })  # fmt: skip

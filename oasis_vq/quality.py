@@ -29,7 +29,7 @@ NUM_FEATURES = 64
 NUM_NEIGHBOURS = 5
 """k of density and coverage."""
 FEATURE_SIZE = 64
-"""Side to which images are averaged down, if they are larger, for distances and for the classifier."""
+"""Side to which images are averaged down, if they are larger, for all but diversity, if none is given."""
 MOST_COPIES = 0.9
 """Share of reconstructed training slices that are as near to a training slice as what is called copy-like."""
 NUM_PASSES = 15
@@ -44,6 +44,7 @@ def evaluate_samples(
     num: int = 512,
     seed: int = 0,
     temperature: float = 1.0,
+    size: int = FEATURE_SIZE,
     num_repeats: int = 4,
 ) -> dict:
     """Score samples of a prior beside test slices, at their slice positions and of their classes.
@@ -55,11 +56,13 @@ def evaluate_samples(
         num: samples, and as many test and validation slices, of whole people; fewer if there are fewer.
         seed: of the samples, the people and the classifier.
         temperature: of the samples.
+        size: side to which images are averaged down, if they are larger, for all but diversity.
         num_repeats: classifiers that are trained for each accuracy.
 
     Returns:
         classifier_accuracy: of a two-sample test against the reconstructed test slices, 0.5 if they cannot be told
-            apart; void unless the ceiling has 0.45 to 0.55 and the floor at least 0.95;
+            apart; void unless the ceiling has 0.45 to 0.55 and the floor at least 0.95. The ceiling's is
+            `ceiling_accuracy` of the people of test and validate;
         classifier_accuracy_whole: the same against the test slices themselves: also the decoder's blur tells;
         frechet_distance, density, coverage: from and of the reconstructed test slices, in the whitened principal
             components of training slices;
@@ -71,7 +74,6 @@ def evaluate_samples(
         all float. The same of `ceiling` (reconstructions of validate) and `floor` (codes from the histogram of each
         grid position); the last three of `test`, its reconstructions; nearest_training_distance of `copies`, the
         reconstructed training slices; `distances`: nearest_training_distance of each image, under these five names.
-        All but diversity is of images averaged down to 64x64, if they are larger.
     """
     check_readable(*index.splits().values())
     generator = np.random.default_rng(seed)
@@ -93,22 +95,31 @@ def evaluate_samples(
     owners = {"samples": nobody, "floor": nobody, "ceiling": codes["validate"], "test": test}
 
     reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
-    train = _read_flat(index.train, **reading)
+    train = _read_flat(index.train, **reading, size=size)
     components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
     components.fit(train)
-    features = {name: components.transform(_flat(part)) for name, part in images.items()}
+    flat = {name: _flat(part, size) for name, part in images.items()}
+    features = {name: components.transform(part) for name, part in flat.items()}
     copied = index.train[np.sort(np.random.default_rng(seed).permutation(len(index.train))[: len(test)])]
-    copies = vqvae.reconstruct(load_images(copied, **reading))
-    distances = {name: _nearest(_flat(part), train)[1] for name, part in {**images, "copies": copies}.items()}
+    flat["copies"] = _flat(vqvae.reconstruct(load_images(copied, **reading)), size)
+    distances = {name: _nearest(part, train)[1] for name, part in flat.items()}
     near = np.quantile(distances["copies"], MOST_COPIES)
-    whole = load_images(chosen["test"], **reading)
+    whole = [load_images(chosen[split], **reading) for split in ("test", "validate")]
+    held_out = {"": [images["test"], images["ceiling"]], "_whole": whole}  # each of the test people, and of the others
+    people = np.concatenate([test.subject, owners["ceiling"].subject])
+    options = {"seed": seed, "size": size, "num_repeats": num_repeats}
     scores: dict = {"test": {}}
     for name in tqdm(("samples", "ceiling", "floor"), "scoring samples", unit="set", leave=False):
-        people, options = (test.subject, owners[name].subject), {"seed": seed, "num_repeats": num_repeats}
         density, coverage = density_and_coverage(features["test"], features[name], test.subject)
-        scores[name] = {
-            "classifier_accuracy": two_sample_accuracy(images["test"], images[name], *people, **options),
-            "classifier_accuracy_whole": two_sample_accuracy(whole, images[name], *people, **options),
+        scores[name] = {}
+        for kind, (real, others) in held_out.items():
+            if name == "ceiling":
+                decoded = np.concatenate(held_out[""])
+                told = ceiling_accuracy(np.concatenate([real, others]), decoded, people, **options)
+            else:
+                told = two_sample_accuracy(real, images[name], test.subject, owners[name].subject, **options)
+            scores[name][f"classifier_accuracy{kind}"] = told
+        scores[name] |= {
             "frechet_distance": frechet_distance(features["test"], features[name]),
             "density": density,
             "coverage": coverage,
@@ -207,7 +218,8 @@ def nearest_slices(images: np.ndarray, slices: Slices, *, fit: str = "pad") -> t
         The numbers of the slices (n,), and the root mean squared differences from them (n,), of images averaged down to
         `FEATURE_SIZE`.
     """
-    return _nearest(_flat(images), _read_flat(slices, image_size=images.shape[1], fit=fit))
+    others = _read_flat(slices, image_size=images.shape[1], fit=fit, size=FEATURE_SIZE)
+    return _nearest(_flat(images, FEATURE_SIZE), others)
 
 
 def _nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,17 +264,18 @@ def two_sample_accuracy(
     second_owners: np.ndarray,
     *,
     seed: int = 0,
+    size: int = FEATURE_SIZE,
     num_repeats: int = 4,
 ) -> float:
     """Return how often a small CNN says rightly from which of two sets an image is; NaN if one is of one person.
 
-    It is trained on the images of half of the people and scored on those of the others, as many from either set; images
-    above `FEATURE_SIZE` are averaged down.
+    It is trained on the images of half of the people and scored on those of the others, as many from either set.
 
     Args:
         first, second: (n, size, size, 1) and (m, size, size, 1) in [0, 1].
         first_owners, second_owners: (n,) and (m,) str, whose they are.
         seed: of the halves and of the classifier.
+        size: side to which images are averaged down, if they are larger.
         num_repeats: other halves each time; the mean is returned.
 
     Source: Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
@@ -270,7 +283,7 @@ def two_sample_accuracy(
     if min(len(np.unique(owners)) for owners in (first_owners, second_owners)) < 2:
         return float("nan")
     generator = np.random.default_rng(seed)
-    first, second = _averaged_down(first), _averaged_down(second)
+    first, second = _averaged_down(first, size), _averaged_down(second, size)
     classifier = _compiled_classifier(first.shape[1:])
     accuracies = []
     for repeat in range(num_repeats):
@@ -299,21 +312,51 @@ def two_sample_accuracy(
     return float(np.mean(accuracies))
 
 
-def _flat(images: np.ndarray) -> np.ndarray:
-    """Return images (n, size, size, 1) averaged down, flat (n, pixels)."""
-    return _averaged_down(images).reshape(len(images), -1)
+def ceiling_accuracy(
+    images: np.ndarray,
+    others: np.ndarray,
+    owners: np.ndarray,
+    *,
+    seed: int = 0,
+    size: int = FEATURE_SIZE,
+    num_repeats: int = 4,
+) -> float:
+    """Return `two_sample_accuracy` of images of some people against others of the other people: no one could tell them.
+
+    Who is on which side is drawn anew each time. Of two fixed sets of few people that are alike by chance, the halves
+    that are learned from and scored differ in opposite ways, and the accuracy comes out below 0.5.
+
+    Args:
+        images, others: (n, side, side, 1) in [0, 1], in the same order: slices, and their reconstructions.
+        owners: (n,) str, whose they are.
+        seed: of who is where, and of the classifiers.
+        size: as `two_sample_accuracy`.
+        num_repeats: twice as many pairs of sides are drawn; the mean is returned.
+    """
+    generator = np.random.default_rng(seed)
+    people, accuracies = np.unique(owners), []
+    for repeat in range(2 * num_repeats):
+        side = np.isin(owners, generator.permutation(people)[: len(people) // 2])
+        sides = images[side], others[~side], owners[side], owners[~side]
+        accuracies.append(two_sample_accuracy(*sides, seed=seed + repeat, size=size, num_repeats=1))
+    return float(np.mean(accuracies))
 
 
-def _read_flat(slices: Slices, **reading) -> np.ndarray:
+def _flat(images: np.ndarray, size: int) -> np.ndarray:
+    """Return images (n, side, side, 1) averaged down, flat (n, pixels)."""
+    return _averaged_down(images, size).reshape(len(images), -1)
+
+
+def _read_flat(slices: Slices, *, size: int, **reading) -> np.ndarray:
     """Return slices as `_flat` images (n, pixels)."""
     dataset = make_dataset(slices, **reading, batch_size=64)
     batches = tqdm(dataset.as_numpy_iterator(), "reading", len(dataset), unit="batch", leave=False)
-    return np.concatenate([_flat(part) for part in batches])
+    return np.concatenate([_flat(part, size) for part in batches])
 
 
-def _averaged_down(images: np.ndarray) -> np.ndarray:
-    """Return images (n, size, size, 1) averaged down to at most FEATURE_SIZE."""
-    factor = -(-images.shape[1] // FEATURE_SIZE)
+def _averaged_down(images: np.ndarray, size: int) -> np.ndarray:
+    """Return images (n, side, side, 1) averaged down to at most this size."""
+    factor = -(-images.shape[1] // size)
     return tf.nn.avg_pool2d(images, factor, factor, "VALID").numpy()
 
 
