@@ -711,12 +711,8 @@ def test_another_file_of_the_same_size_is_noticed(tmp_path, monkeypatch, changed
 
     folder = quickly(source, tmp_path / "out")
     touch()
-    with pytest.raises(FileExistsError) as other:
+    with pytest.raises(FileExistsError, match=rf"one made with other files: {re.escape(changed)} has changed\. Name"):
         quickly(source, folder)
-    (size, before), (_, after) = (
-        json.loads(text)["files"][changed] for text in re.findall(r"{.*?}}", str(other.value))
-    )
-    assert size == file.stat().st_size and after == before + 10**10 and "IXI001" not in str(other.value)
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -741,7 +737,9 @@ def test_slices_recorded_without_times_are_kept_and_told(tmp_path):
     old = {"format_version": 2, "files": {name: size for name, (size, _) in record["files"].items()}}
     (folder / "prepare.json").write_text(json.dumps({**record, **old}))
     before = read_bytes(folder)
-    text = r'with \{"format_version": 2, .* not \{"format_version": 3, .* Name another folder, or remove this one\.$'
+    text = (
+        r"one made with format_version: 2, not 3; other files: IXI001\S+ has changed, .* Name another folder, or remove"
+    )
     with pytest.raises(FileExistsError, match=text):
         quickly(source, folder)
     assert read_bytes(folder) == before
@@ -807,7 +805,8 @@ def test_a_killed_worker_is_told_in_one_line():
 
 
 TWO = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
 from oasis_vq.workers import run_tasks
 seen = set()
 def tasks():
