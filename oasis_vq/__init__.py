@@ -6,7 +6,7 @@ do not wait for TensorFlow, and `setup()` can quiet its logs.
 
 import importlib
 
-__version__ = "0.2.1"
+__version__ = "0.3.0"
 
 _EXPORTS = {
     "config": ["Augmentation", "Paths", "PriorConfig", "VQVAEConfig", "profile", "setup"],

@@ -34,8 +34,8 @@ import oasis_vq as ovq
 
 ovq.setup(seed=0)
 index = ovq.find_or_make_slices(128)
-vqvae = ovq.load_vqvae("ixi128")
-prior = ovq.load_prior("ixi128-prior")
+vqvae = ovq.load_vqvae("ixi128-coarse")
+prior = ovq.load_prior("ixi128-coarse-prior")
 """
 EXPLORERS = {
     "reconstructions": "ovq.explore_reconstructions(vqvae, index.test)",
