@@ -20,10 +20,12 @@ from oasis_vq.slices import SliceIndex
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "matplotlib")
 """Whose versions `provenance` tells."""
-NO_SCORES = ("val_", "training_", "num_parameters", "scored_slices")
+NO_SCORES = ("val_", "training_", "num_parameters", "scored_")
 """Beginnings of the names in metrics.json that a training has written, and of what says which slices were scored."""
 OF_SAMPLES = ("ceiling", "floor", "test", "copies", "distances")
 """Parts of metrics.json that belong to a prior's samples; the names in them are those of the samples' own scores."""
+SAMPLES_VERSION = 2
+"""Of what `evaluate_samples` does: raise it when scores of before are not to be taken for those of now."""
 
 
 def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False) -> dict:
@@ -31,7 +33,8 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
 
     A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`; and
     `lesion_auroc` is that of `find_lesions`, without drafts and where enough slices show brain. A fingerprint of the
-    test slices stands beside the scores: those of other slices are not taken for theirs.
+    test slices stands beside the scores: those of other slices are not taken for theirs, nor those of an older way to
+    score samples.
 
     Args:
         folder: of the model, or its name in `Paths.models`.
@@ -46,7 +49,7 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     is_vqvae = read_record(folder)["model"] == "VQVAE"
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    scored = {"scored_slices": index.test.fingerprint()}
+    scored = {"scored_slices": index.test.fingerprint()} | ({} if is_vqvae else {"scored_as": SAMPLES_VERSION})
     if scored.items() <= known.items() and not again:
         return known
     note_other_split(folder, index)

@@ -65,3 +65,13 @@ def test_texts_have_scores_alone(folder, index):
     (text,) = ovq.report_texts(ovq.evaluate_model(folder, dataclasses.replace(index, test=index.test[:2])))
     assert "brain_ssim" in text and "black" in text
     assert not any(word in text for word in ("scored_slices", "val_", "training_seconds"))
+
+
+def test_samples_that_an_older_version_scored_are_scored_again(vqvae, prior, index, tmp_path):
+    for model in (vqvae, prior):
+        shutil.copytree(model.folder, tmp_path / model.folder.name)
+    folder = tmp_path / prior.folder.name
+    first = ovq.evaluate_model(folder, index)
+    older = {name: value for name, value in first.items() if name not in ("copies", "scored_as")}
+    (folder / "metrics.json").write_text(json.dumps(older))
+    assert set(ovq.evaluate_model(folder, index)) == set(first)
