@@ -218,8 +218,8 @@ def test_ssim_comes_in_over_the_warm_up(images):
     model.ssim_warmup = 8
     for step, share in ((0, 0), (2, 0.25), (8, 1), (20, 1)):
         model.optimizer.iterations.assign(step)
-        assert term(training=False) == pytest.approx(whole, rel=0.02)
-        assert term(training=True) == pytest.approx(share * whole, rel=0.02, abs=1e-6)
+        assert term(training=False) == pytest.approx(whole, rel=0.1)
+        assert term(training=True) == pytest.approx(share * whole, rel=0.1, abs=1e-6)
 
 
 def test_adapt_takes_the_variance_of_the_pixels(images):
