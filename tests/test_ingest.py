@@ -22,7 +22,8 @@ import pytest
 from scipy import ndimage
 
 from oasis_vq import ingest
-from oasis_vq.ingest import prepare, split_subjects
+from oasis_vq.ingest import prepare
+from oasis_vq.subjects import SUBJECT_PATTERN, split_subjects
 from oasis_vq.volumes import SliceGeometry, cut_slices, read_volume
 from oasis_vq.workers import finish, read_record, run_tasks
 
@@ -517,7 +518,7 @@ def test_ids_of_two_parts_are_not_cut_short(tmp_path, people, volume):
 
 @pytest.mark.parametrize("ending", ["_0000", "_0001", "_T1w", "-T1w", "_ses-1_T1w", "_ses-1_run-01_T1w", "_7T", ""])
 def test_what_follows_an_id_of_bids_is_no_part_of_it(ending):
-    assert re.search(ingest.SUBJECT_PATTERN, f"c1sub-01{ending}")[0] == "sub-01"  # _0000: a channel of nnU-Net
+    assert re.search(SUBJECT_PATTERN, f"c1sub-01{ending}")[0] == "sub-01"  # _0000: a channel of nnU-Net
 
 
 def test_empty_published_split_is_shared_by_seed_and_says_so(tmp_path, capsys):
