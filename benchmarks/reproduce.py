@@ -77,6 +77,7 @@ class System:
 
 def systems(image_size: int, *, profile: str = "full", with_priors: bool = True) -> dict[str, System]:
     """Return what is compared: the published systems, one of them with another loss, the keras.io one, and ours."""
+    one_level = dataclasses.replace(ovq.recipe("default128", profile=profile).prior, batch_size=16)
 
     def system(
         name: str, base: str, reported: str = "", *, within: str = "", with_prior: bool = True, **changes
@@ -85,8 +86,6 @@ def systems(image_size: int, *, profile: str = "full", with_priors: bool = True)
         vqvae = dataclasses.replace(recipe.vqvae, image_size=image_size, **changes)
         prior = dataclasses.replace(one_level, recipe=base) if recipe.coarse else recipe.prior  # refines nothing here
         return System(name, vqvae, prior if with_prior and with_priors else None, reported, within)
-
-    one_level = dataclasses.replace(ovq.recipe("default128", profile=profile).prior, batch_size=16)
 
     published = [name for name in ovq.recipe_names() if ovq.recipe(name).reported]
     found = [system(name, name, ovq.recipe(name).reported) for name in published]
@@ -384,9 +383,9 @@ def verdicts(found: dict[str, dict], chosen: dict[str, System], plan: dict) -> l
 def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: dict) -> str:
     """Return what ours do with no more bits and time than a published system."""
     theirs = found[name]
-    best, ready = held_against(name, ("vqvae",), found, chosen, plan)
-    if not ready:
-        return best
+    best, reason = held_against(name, ("vqvae",), found, chosen, plan)
+    if reason:
+        return reason
     own = found[best]["reconstruction"]
     score, bits = own["brain_ssim"], own["bits_per_image"]
     better = "is beaten by" if score > theirs["reconstruction"]["brain_ssim"] else "is NOT beaten by"
@@ -395,14 +394,14 @@ def answer(name: str, found: dict[str, dict], chosen: dict[str, System], plan: d
         return text
     if loses_to(theirs["reconstruction"], "mean_slice"):
         return f"{text}; its samples are not judged: they are held against reconstructions that lose to the mean slice"
-    best, ready = held_against(name, ("vqvae", "prior"), found, chosen, plan)
-    return f"{text}; {samples_answer(theirs['samples'], found[best]['samples'], best) if ready else best}"
+    best, reason = held_against(name, ("vqvae", "prior"), found, chosen, plan)
+    return f"{text}; {reason or samples_answer(theirs['samples'], found[best]['samples'], best)}"
 
 
 def held_against(
     name: str, parts: tuple[str, ...], found: dict[str, dict], chosen: dict[str, System], plan: dict
-) -> tuple[str, bool]:
-    """Return which of ours is to be held against a system in some parts, and True, or why none is, and False."""
+) -> tuple[str, str]:
+    """Return which of ours is to be held against a system in some parts, and why it cannot be; one of them is empty."""
     given = [plan["systems"][name][part] for part in parts]
     fair = [
         own
@@ -415,12 +414,12 @@ def held_against(
         )
     ]
     if not fair:
-        return "none of ours takes as few bits in as little time", False
+        return "", "none of ours takes as few bits in as little time"
     best = max(fair, key=lambda own: chosen[own].vqvae.bits_per_image)
     if best not in found or ("prior" in parts and "samples" not in found[best]):
         state = "came to nothing" if "failure" in found.get(best, {}) else "is not trained yet"
-        return f"'{best}', which is to be held against it, {state}", False
-    return best, True
+        return "", f"'{best}', which is to be held against it, {state}"
+    return best, ""
 
 
 def loses_to(report: dict, baseline: str) -> bool:

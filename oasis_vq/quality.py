@@ -104,21 +104,20 @@ def evaluate_samples(
     flat["copies"] = _flat(vqvae.reconstruct(load_images(copied, **reading)), size)
     distances = {name: _nearest(part, train)[1] for name, part in flat.items()}
     near = np.quantile(distances["copies"], MOST_COPIES)
-    whole = [load_images(chosen[split], **reading) for split in ("test", "validate")]
-    held_out = {"": [images["test"], images["ceiling"]], "_whole": whole}  # each of the test people, and of the others
+    decoded = np.concatenate([images["test"], images["ceiling"]])
+    whole = np.concatenate([load_images(part, **reading) for part in chosen.values()])  # test, then validate, as well
     people = np.concatenate([test.subject, owners["ceiling"].subject])
     options = {"seed": seed, "size": size, "num_repeats": num_repeats}
     scores: dict = {"test": {}}
     for name in tqdm(("samples", "ceiling", "floor"), "scoring samples", unit="set", leave=False):
         density, coverage = density_and_coverage(features["test"], features[name], test.subject)
         scores[name] = {}
-        for kind, (real, others) in held_out.items():
-            if name == "ceiling":
-                decoded = np.concatenate(held_out[""])
-                told = ceiling_accuracy(np.concatenate([real, others]), decoded, people, **options)
-            else:
-                told = two_sample_accuracy(real, images[name], test.subject, owners[name].subject, **options)
-            scores[name][f"classifier_accuracy{kind}"] = told
+        for kind, shown in (("classifier_accuracy", decoded), ("classifier_accuracy_whole", whole)):
+            pair = (shown, decoded, people) if name == "ceiling" else (
+                shown[: len(test)], images[name], test.subject, owners[name].subject
+            )  # fmt: skip
+            measure = ceiling_accuracy if name == "ceiling" else two_sample_accuracy
+            scores[name][kind] = measure(*pair, **options)
         scores[name] |= {
             "frechet_distance": frechet_distance(features["test"], features[name]),
             "density": density,
