@@ -129,8 +129,7 @@ def test_report_on_samples(vqvae, prior, index):
     }  # fmt: skip
     fewer = ovq.evaluate_samples(prior, vqvae, index, num=8, num_repeats=1)
     assert {len(values) for values in fewer["distances"].values()} == {8}
-    again = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
-    assert again == report
+    np.testing.assert_equal(ovq.evaluate_samples(prior, vqvae, index, num=8, num_repeats=1), fewer)  # NaN among them
     text = quality.sample_table(report)
     assert f"{report['coverage']:.3f}" in text and "void" in text  # 16 images train no classifier
 

@@ -24,7 +24,7 @@ def test_grid_of_the_published_search():
     assert recipe.prior.learning_rate in recipe.prior_grid["learning_rate"]
 
 
-def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index, monkeypatch):
+def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index):
     config = dataclasses.replace(VQVAE_CONFIG, epochs=2)
     grid = {"num_embeddings": [32], "learning_rate": [1e-6, 1e30, 3e-3]}
     found = ovq.grid_search(tmp_path / "s", config, grid, index)
@@ -44,6 +44,16 @@ def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index, m
     assert len(trained) == 2 and all(file.stat().st_mtime_ns == time for file, time in trained.items())
     assert again["candidates"][0] == best and again["test"] == found["test"]
 
+    with pytest.raises(ValueError, match="a value or more for each"):
+        ovq.grid_search(tmp_path / "s", config, {"seed": []}, index)
+    with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):
+        ovq.grid_search(tmp_path / "s", config, {"colour": [1]}, index)
+
+
+@pytest.mark.slow
+def test_search_that_was_begun_anew_and_stopped_goes_on(tmp_path, index, monkeypatch):
+    config, grid = dataclasses.replace(VQVAE_CONFIG, epochs=2), {"learning_rate": [1e-6, 3e-3]}
+    found = ovq.grid_search(tmp_path / "s", config, grid, index)
     train, anew = search.fit_or_load, []
 
     def stop_at_the_second(*words, restart=False, **options):
@@ -53,16 +63,11 @@ def test_best_in_validation_wins_and_nothing_is_trained_twice(tmp_path, index, m
         return train(*words, restart=restart, **options)
 
     monkeypatch.setattr(search, "fit_or_load", stop_at_the_second)
-    grid = {**grid, "learning_rate": [1e-6, 3e-3]}
     with pytest.raises(KeyboardInterrupt):
         ovq.grid_search(tmp_path / "s", config, grid, index, restart=True)
     restarted = ovq.grid_search(tmp_path / "s", config, grid, index, restart=True)
     assert anew == [True, True, False, True, False]  # the last loads the winner
     assert restarted["test"] == found["test"] and not (tmp_path / "s" / "restarted").exists()
-    with pytest.raises(ValueError, match="a value or more for each"):
-        ovq.grid_search(tmp_path / "s", config, {"seed": []}, index)
-    with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):
-        ovq.grid_search(tmp_path / "s", config, {"colour": [1]}, index)
 
 
 @pytest.mark.slow

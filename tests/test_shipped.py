@@ -69,7 +69,7 @@ def test_brains_are_generated_without_data(tmp_path):
     assert 0.5 < bits.mean() < 3  # what it draws is likely to it: guessing costs 9
 
 
-@pytest.mark.parametrize("name", ["ixi128-prior", "phantom256-prior"])
+@pytest.mark.parametrize("name", ["ixi128-prior", pytest.param("phantom256-prior", marks=pytest.mark.slow)])
 def test_a_second_level_refines_the_brains_of_the_first(name):
     fine = ovq.load_prior(FOLDER / name)
     drafter, options = fine.drafter, {"seed": 0, "slice_index": 16}

@@ -140,11 +140,11 @@ def test_a_process_killed_while_caching_leaves_nothing_that_is_taken_for_a_cache
 
 
 def test_cache_without_room_says_how_much_it_needs(index, monkeypatch, tmp_path):
-    huge = ovq.Slices(index.root, *(np.repeat(values, 10**6) for values in (
+    huge = ovq.Slices(index.root, *(np.repeat(values, 10**5) for values in (
         index.train.path[:1], index.train.subject[:1], index.train.slice[:1], index.train.label[:1])))  # fmt: skip
-    monkeypatch.setattr(ovq.Slices, "fingerprint", lambda *_, **__: "f" * 64)  # a million stats take a while
+    monkeypatch.setattr(ovq.Slices, "fingerprint", lambda *_, **__: "f" * 64)  # so many stats take a while
     with pytest.raises(OSError, match=r"takes \d+ MB, and .*cache has \d+ MB free. Choose another folder by OASIS"):
-        ovq.cached_images(huge, image_size=4096)
+        ovq.cached_images(huge, image_size=16384)
 
 
 def test_upside_down_copies_double_the_set(index):

@@ -119,7 +119,7 @@ def test_best_averaged_weights_and_patience_survive_an_interruption(tmp_path, in
 
 def test_a_prior_that_goes_on_encodes_nothing_again(tmp_path, index, vqvae, monkeypatch, capsys):
     """Unless what it has kept is broken; either way it ends the same."""
-    config = dataclasses.replace(PRIOR_CONFIG, epochs=3, num_views=2)
+    config = dataclasses.replace(PRIOR_CONFIG, epochs=2, num_views=2)
     with pytest.raises(KeyboardInterrupt):
         ovq.fit_or_load(tmp_path / "p", config, index, vqvae=vqvae, callbacks=[Stop(1)])
     (file,) = shutil.copytree(tmp_path / "p.partial", tmp_path / "q.partial").glob("codes-*.npz")

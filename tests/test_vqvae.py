@@ -50,10 +50,9 @@ def test_verbs_agree(vqvae, images):
         ("gradient", "float32"),
         ("ema", "float32"),
         ("ema", "mixed_bfloat16"),
-        ("ema", "mixed_float16"),
         *(
-            pytest.param("gradient", precision, marks=pytest.mark.slow)
-            for precision in ("mixed_bfloat16", "mixed_float16")
+            pytest.param(*slow, marks=pytest.mark.slow)
+            for slow in (("ema", "mixed_float16"), ("gradient", "mixed_bfloat16"), ("gradient", "mixed_float16"))
         ),
     ],
 )
