@@ -30,6 +30,8 @@ class Stage(NamedTuple):
     num_weights: int
     """Of one, where there are several."""
     times: int = 1
+    is_told: bool = False
+    """Whether what is known of the grid and of the position goes into it."""
 
     def __str__(self) -> str:
         several = f"{self.times} × " if self.times > 1 else ""
@@ -69,37 +71,37 @@ def prior_stages(prior: PixelCNN) -> list[list[Stage]]:
     ]
     if config.architecture == "residual":
         size = prior.first.kernel_size
-        columns.append([_stage("blocks", f"masked {size}×{size} type A", (*grid, channels), prior.first)])
+        first = _stage("blocks", f"masked {size}×{size} type A", (*grid, channels), prior.first)
+        columns.append([first._replace(is_told=True)])
     for number, block in enumerate(prior.blocks):
         if number in prior.attention:
             columns.append([_stage("blocks", "causal attention", (*grid, channels), prior.attention[number])])
         if config.architecture == "residual":
             text = f"residual block, {block.kernel_size}×{block.kernel_size} type B"
-            columns.append([_stage("blocks", text, (*grid, channels), block)])
+            columns.append([_stage("blocks", text, (*grid, channels), block)._replace(is_told=block.conditioned)])
         else:
-            columns.append(_gated_block(block, (*grid, channels)))
+            columns.append(_gated_block(block, grid))
     for layer in prior.head:
         columns.append([_stage("head", "Dense, relu", (*grid, channels), layer)])
     columns.append([_stage("head", "Dense: logits", (*grid, config.num_embeddings), prior.to_logits)])
     return [[stage._replace(times=times) for stage in column] for column, times in _counted(columns)]
 
 
-def _gated_block(block: keras.layers.Layer, shape: tuple[int, ...]) -> list[Stage]:
-    above = block.vertical.count_params()
-    above += 0 if block.vertical_condition is None else block.vertical_condition.count_params()
+def _gated_block(block: keras.layers.Layer, grid: tuple[int, int]) -> list[Stage]:
+    """Return the boxes of both stacks; the last vertical one has no gate, it only tells the horizontal one."""
+    above = block.vertical.count_params() + (0 if block.last else block.vertical_condition.count_params())
+    vertical, horizontal = ("×".join(map(str, layer.window)) for layer in (block.vertical, block.horizontal))
+    gated, shape = not block.last, (*grid, block.num_channels)
     return [
-        Stage("blocks", f"vertical {'×'.join(map(str, block.vertical.window))}, gate", shape, above),
-        Stage(
-            "blocks",
-            f"horizontal {'×'.join(map(str, block.horizontal.window))}, gate",
-            shape,
-            block.count_params() - above,
-        ),
+        Stage("blocks", f"vertical {vertical}, gate", shape, above, is_told=True)
+        if gated
+        else Stage("blocks", f"vertical {vertical}", (*grid, 2 * block.num_channels), above),
+        Stage("blocks", f"horizontal {horizontal}, gate", shape, block.count_params() - above, is_told=True),
     ]
 
 
 def _given(prior: PixelCNN) -> Stage | None:
-    """Return what every block is told, if anything."""
+    """Return what the boxes that are told something are told, if anything."""
     refines = prior.config.refines
     names = [*prior.condition_sizes, *["grid position"] * prior.config.learned_position, *["draft"] * refines]
     if not names:
@@ -174,10 +176,12 @@ def _draw(columns: list[list[Stage]], *, given: Stage | None = None, title: str 
             height = HEIGHT + 0.35 * np.log2(stage.shape[0] / smallest)
             y = (0 if stacked else (tallest - height) / 2) + row * (HEIGHT + GAP)
             _box(axis, (x, y), (WIDTH, height), str(stage), COLOURS[parts.index(stage.part)])
-        for row in range(len(column)) if number and len(column) >= len(columns[number - 1]) else ():
-            middle = (HEIGHT if stacked else tallest) / 2
-            start = middle + min(row, len(columns[number - 1]) - 1) * (HEIGHT + GAP)
-            _arrow(axis, (x - PITCH + WIDTH, start), (x, middle + row * (HEIGHT + GAP)))
+        for row in range(len(column)) if number else ():
+            source = _source(columns, number, row)
+            if source is not None:
+                middle = (HEIGHT if stacked else tallest) / 2
+                start = middle + min(row, len(columns[source]) - 1) * (HEIGHT + GAP)
+                _arrow(axis, (PITCH * source + WIDTH, start), (x, middle + row * (HEIGHT + GAP)))
         if len(column) > 1:
             _arrow(axis, (x + WIDTH / 2, HEIGHT + GAP), (x + WIDTH / 2, HEIGHT))
             axis.plot([x + WIDTH / 2] * 2, [0, -0.12], **LINE)
@@ -191,15 +195,28 @@ def _draw(columns: list[list[Stage]], *, given: Stage | None = None, title: str 
         _arrow(axis, (ends[-1] + PITCH, -0.12), (ends[-1] + PITCH, 0))
     if given is not None:
         places = [PITCH * number for number, column in enumerate(columns) if column[0].part == given.part]
-        size = (places[-1] - places[0] + WIDTH, 0.45)
+        size = (places[-1] - places[0] + WIDTH + (PITCH - WIDTH) * stacked / 2, 0.45)
         _box(axis, (places[0], top - size[1]), size, str(given), COLOURS[0], rotation=0)
         for place, column in zip(places, (c for c in columns if c[0].part == given.part), strict=True):
-            end = len(column) * HEIGHT + (len(column) - 1) * GAP
-            _arrow(axis, (place + WIDTH / 2, top - size[1]), (place + WIDTH / 2, end))
+            above, below = top - size[1], HEIGHT + (HEIGHT + GAP) * (len(column) - 1)
+            if column[0].is_told:
+                _arrow(axis, (place + WIDTH / 2, above), (place + WIDTH / 2, below))
+            if len(column) > 1:  # past the vertical stack to the horizontal one
+                beside = place + WIDTH + 0.4 * (PITCH - WIDTH)
+                axis.plot([beside] * 2, [above, 0.9 * HEIGHT], **LINE)
+                _arrow(axis, (beside, 0.9 * HEIGHT), (place + WIDTH, 0.9 * HEIGHT))
     axis.set(xlim=(-0.05, PITCH * len(columns)), ylim=(-0.5, top + 0.05), aspect="equal")
     axis.set_axis_off()
     axis.set_title(title or "", fontsize=10)
     return figure
+
+
+def _source(columns: list[list[Stage]], number: int, row: int) -> int | None:
+    """Return the column whose box an arrow comes from: of the vertical stack (row 1) the last that has one, if any."""
+    if row:
+        return max((place for place in range(number) if len(columns[place]) > 1), default=number - 1)
+    leaves_the_stacks = len(columns[number - 1]) > 1 and columns[number][0].part != columns[number - 1][0].part
+    return None if leaves_the_stacks else number - 1  # by the skips
 
 
 def _box(axis, at: tuple, size: tuple, text: str, colour: str, *, rotation: int = 90) -> None:

@@ -59,7 +59,8 @@ def test_weights_of_a_prior_are_all_drawn(name, attention):
 def test_a_gated_block_is_two_boxes_and_the_last_has_fewer_weights():
     columns = [column for column in prior_stages(small_prior("default128")) if len(column) == 2]
     assert [column[0].times for column in columns] == [1, 7, 1]
-    assert [column[0].text for column in columns] == ["vertical 3×7, gate", *["vertical 2×3, gate"] * 2]
+    assert [column[0].text for column in columns] == ["vertical 3×7, gate", "vertical 2×3, gate", "vertical 2×3"]
+    assert [stage.is_told for column in columns for stage in column] == [True, True, True, True, False, True]
     assert columns[2][1].num_weights < columns[1][1].num_weights
 
 
