@@ -235,6 +235,9 @@ class PriorConfig(Config):
     """Number of the lowest slice position; taken from the data."""
     num_slices: int = 32
     """Slice positions, from `first_slice` on; taken from the data, 0 if they are not conditioned on."""
+    skipped_slices: tuple[int, ...] = ()
+    """Slice positions among these that no training slice has, so that the prior knows nothing of them; taken from the
+    data."""
     num_labels: int = 0
     """Class labels; taken from the data, 0 if there are none or they are not conditioned on."""
     refines: bool = False
@@ -343,8 +346,10 @@ class PriorConfig(Config):
     def conditioned_by(self, index: "SliceIndex") -> "PriorConfig":
         """Return this configuration with the slice positions and labels that there are, of those in `condition_on`."""
         first, last = index.slice_range if "slice_index" in self.condition_on else (0, -1)
-        num_labels = index.num_labels if "label" in self.condition_on else 0
-        return dataclasses.replace(self, first_slice=first, num_slices=last - first + 1, num_labels=num_labels)
+        known = {"first_slice": first, "num_slices": last - first + 1}
+        known["skipped_slices"] = tuple(sorted(set(range(first, last + 1)) - set(index.train.slice.tolist())))
+        known["num_labels"] = index.num_labels if "label" in self.condition_on else 0
+        return dataclasses.replace(self, **known)
 
     def quick(self) -> "PriorConfig":
         """Return a small version for a cohort of 24: 2 CPU minutes on a 16x16 grid, fewer epochs on a larger one."""

@@ -114,9 +114,14 @@ def _by_position(scores: dict[str, _Scores], positions: np.ndarray) -> dict:
 
 
 def _bootstrap(of: Callable, subjects: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
-    """Return the 2.5 and 97.5 percentiles over resampled subjects (n,) of the scores that `of` gives for some rows."""
+    """Return the 2.5 and 97.5 percentiles over resampled subjects (n,) of the scores that `of` gives for some rows.
+
+    Of one subject nothing can be said: NaN.
+    """
     generator = np.random.default_rng(seed)
     rows_of = [np.flatnonzero(subjects == subject) for subject in np.unique(subjects)]
+    if len(rows_of) < 2:
+        return {name: [math.nan, math.nan] for name in of(slice(None))}
     drawn = []
     for _ in range(NUM_RESAMPLES):
         chosen = generator.integers(0, len(rows_of), len(rows_of))
@@ -143,6 +148,11 @@ def evaluate_prior(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex) -> dict:
     """
     check_readable(*index.splits().values())
     codes = {split: encode_slices(vqvae, part, drafter=prior.drafter) for split, part in index.splits().items()}
+    if "slice_index" in prior.condition_sizes:
+        positions = np.unique(np.concatenate([part.slice_index for part in codes.values()]))
+        unknown = np.setdiff1d(positions, prior.known_values["slice_index"])
+        if len(unknown):
+            print(f"note: the prior was trained on no slices at {unknown.tolist()}, and is not told where these are")
     chosen = np.random.default_rng(0).permutation(len(codes["train"]))[: len(codes["validate"])]
     report, intervals = {}, {}
     for split, part in (("", codes["test"]), ("validate_", codes["validate"]), ("train_", codes["train"][chosen])):
@@ -183,13 +193,13 @@ def code_scores(prior: PixelCNN, codes: Codes, *, conditioned: bool = True) -> t
         codes: what is scored.
         conditioned: whether the prior is told slice position and class, where it knows them.
     """
+    known = prior.known_conditions(codes.slice_index, codes.label)
     bits, hits = [], []
     size = prior.verb_batch_size  # logits are K times as large as codes: never all at once
     for start in range(0, len(codes), size):
         part = codes[start : start + size]
-        names = ("draft", *(prior.condition_sizes if conditioned else ()))
-        given = {name: getattr(part, name) for name in names}
-        logits = prior.logits(part.codes, **given)
+        given = {name: values[start : start + size] for name, values in known.items()} if conditioned else {}
+        logits = prior.logits(part.codes, draft=part.draft, **given)
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(part.codes, logits).numpy()
         bits.append(nats / math.log(2))
         hits.append(logits.argmax(axis=-1) == part.codes)
@@ -230,7 +240,7 @@ def table(report: dict) -> str:
         if name.endswith("bits_per_code") and coarse is None:
             others = list(report.get(f"{split}baselines", {}).values())
         elif name == f"{split}bits_per_image" and coarse is not None:  # the baselines do without the coarse grid
-            positions = (value - coarse) / report[f"{split}bits_per_code"]
+            positions = (value - coarse) / (report[f"{split}bits_per_code"] or math.nan)
             others = [positions * bits for bits in report.get(f"{split}baselines", {}).values()]
         cells = "".join(f"{'' if other is None else format(other, '.3f'):>14}" for other in others)
         lines.append(f"{name:<28}{_number(value):>10}{low_high:>20}{cells}".rstrip())

@@ -110,6 +110,14 @@ class PixelCNN(keras.Model):
         """The lowest value of each condition, by name."""
         return dict(zip(CONDITIONS, (self.config.first_slice, 0), strict=True))
 
+    @property
+    def known_values(self) -> dict[str, np.ndarray]:
+        """The values of each condition that this prior was trained with, rising, by name."""
+        values = {name: self.first_values[name] + np.arange(size) for name, size in self.condition_sizes.items()}
+        if "slice_index" in values:
+            values["slice_index"] = np.setdiff1d(values["slice_index"], self.config.skipped_slices)
+        return values
+
     def get_config(self) -> dict:
         return {"config": self.config.to_dict()}
 
@@ -369,17 +377,15 @@ class PixelCNN(keras.Model):
 
     def known_conditions(self, slice_index: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
         """Return these conditions (n,) by name, -1 where this prior does not know the value: what it can be told."""
-        known = {}
-        for name, values in zip(CONDITIONS, (slice_index, label), strict=True):
-            first, count = self.first_values[name], self.condition_sizes.get(name, 0)
-            known[name] = np.where((values >= first) & (values < first + count), values, UNKNOWN)
-        return known
+        values = zip(CONDITIONS, (slice_index, label), strict=True)
+        return {name: np.where(np.isin(of, self.known_values.get(name, ())), of, UNKNOWN) for name, of in values}
 
     def checked_conditions(self, size: int, **given) -> dict[str, np.ndarray]:
         """Return every condition as (size,) int32, -1 where unknown.
 
         Raises:
-            ValueError: if a value is out of range, or known although the prior is not conditioned on it.
+            ValueError: if a value is out of range, or known although the prior is not conditioned on it, or unknown
+                although in training it never was.
         """
         checked = {}
         for name, values in given.items():
@@ -389,6 +395,11 @@ class PixelCNN(keras.Model):
                 known = f"in [{first}, {first + count}), or -1 for unknown"
                 known = known if count else "no condition of this prior: leave it out"
                 raise ValueError(f"{name} is {known}. Received: {np.unique(values).tolist()}.")
+            if count and not self.config.condition_dropout and (values == UNKNOWN).any():
+                raise ValueError(
+                    f"{name} is told to this prior, which was never without it in training (condition_dropout=0). "
+                    "Received: None or -1."
+                )
             checked[name] = values
         return checked
 

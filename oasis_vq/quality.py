@@ -82,7 +82,7 @@ def evaluate_samples(
               for name in ("test", "validate")}  # fmt: skip
     codes = {split: encode_slices(vqvae, part) for split, part in chosen.items()}
     test = codes["test"]
-    conditions = {name: getattr(test, name) for name in prior.condition_sizes}
+    conditions = prior.known_conditions(test.slice_index, test.label)
     grids = {
         "samples": sample_codes(prior, len(test), seed=seed, temperature=temperature, **conditions),
         "floor": histogram_samples(encode_slices(vqvae, index.train).codes, len(test), generator),
@@ -96,7 +96,8 @@ def evaluate_samples(
 
     reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
     train = _read_flat(index.train, **reading, size=size)
-    components = PCA(min(NUM_FEATURES, len(train) // 4), whiten=True, svd_solver="randomized", random_state=seed)
+    num_features = max(1, min(NUM_FEATURES, len(train) // 4))
+    components = PCA(num_features, whiten=True, svd_solver="randomized", random_state=seed)
     components.fit(train)
     flat = {name: _flat(part, size) for name, part in images.items()}
     features = {name: components.transform(part) for name, part in flat.items()}
@@ -167,12 +168,14 @@ def histogram_samples(train: np.ndarray, n: int, generator: np.random.Generator)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the Fréchet distance between the normal distributions of two sets of features (n, d).
+    """Return the Fréchet distance between the normal distributions of two sets of features (n, d); NaN if n is 1.
 
     Source: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
+    if min(len(first), len(second)) < 2:
+        return float("nan")
     means = [features.mean(axis=0) for features in (first, second)]
-    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
+    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second)]
     root = sqrtm(covariances[0] @ covariances[1]).real
     return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
 
@@ -266,9 +269,10 @@ def two_sample_accuracy(
     size: int = FEATURE_SIZE,
     num_repeats: int = 4,
 ) -> float:
-    """Return how often a small CNN says rightly from which of two sets an image is; NaN if one is of one person.
+    """Return how often a small CNN says rightly from which of two sets an image is.
 
-    It is trained on the images of half of the people and scored on those of the others, as many from either set.
+    It is trained on the images of half of the people and scored on those of the others, as many from either set; NaN if
+    one of the sets has nobody in one of the halves.
 
     Args:
         first, second: (n, size, size, 1) and (m, size, size, 1) in [0, 1].
@@ -279,22 +283,22 @@ def two_sample_accuracy(
 
     Source: Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
     """
-    if min(len(np.unique(owners)) for owners in (first_owners, second_owners)) < 2:
-        return float("nan")
+    common = np.intersect1d(first_owners, second_owners)
     generator = np.random.default_rng(seed)
     first, second = _averaged_down(first, size), _averaged_down(second, size)
     classifier = _compiled_classifier(first.shape[1:])
     accuracies = []
     for repeat in range(num_repeats):
         halves: tuple[list, list] = ([], [])
-        known, learned = [], []
+        learned = []
+        for people in (common, np.setdiff1d(first_owners, common), np.setdiff1d(second_owners, common)):
+            learned += generator.permutation(people)[: len(people) // 2].tolist()
         for label, (images, owners) in enumerate(((first, first_owners), (second, second_owners))):
-            people = generator.permutation(np.unique(owners))
-            new = people[~np.isin(people, known)]
-            known, learned = [*known, *new], [*learned, *new[: len(new) // 2]]
             chosen = np.isin(owners, learned)
             for half, rows in zip(halves, (chosen, ~chosen), strict=True):
                 half.append((images[rows], np.full(rows.sum(), label, np.float32)))
+        if not all(len(labels) for half in halves for _, labels in half):
+            return float("nan")
         (images, labels), (score, truth) = (_balanced(half, generator) for half in halves)
         classifier.set_weights(_classifier(first.shape[1:], seed + repeat).get_weights())
         for variable in classifier.optimizer.variables:

@@ -286,7 +286,9 @@ class EMAVectorQuantizer(_Quantizer):
         sums = decay * self.average_sums + tf.math.multiply_no_nan(sums, 1 - decay)
         self.average_counts.assign(counts)
         self.average_sums.assign(sums)
-        self.codebook.assign(sums / tf.maximum(counts, self.EPSILON)[:, None])
+        # One that nothing has chosen for so long that hardly anything is left of its sums stays where it is.
+        moved = sums / tf.maximum(counts, self.EPSILON)[:, None]
+        self.codebook.assign(tf.where(counts[:, None] > self.EPSILON, moved, self.codebook))
 
 
 class _CodeCounts(keras.metrics.Metric):

@@ -32,9 +32,9 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
 
     A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`; and
-    `lesion_auroc` is that of `find_lesions`, without drafts and where enough slices show brain. A fingerprint of the
-    test slices stands beside the scores: those of other slices are not taken for theirs, nor those of an older way to
-    score samples.
+    `lesion_auroc` is that of `find_lesions`, without drafts and where enough slices show brain. Fingerprints of the
+    splits stand beside the scores: those of other slices are not taken for theirs, nor those of an older way to score
+    samples.
 
     Args:
         folder: of the model, or its name in `Paths.models`.
@@ -49,10 +49,11 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     is_vqvae = read_record(folder)["model"] == "VQVAE"
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    scored = {"scored_slices": index.test.fingerprint()} | ({} if is_vqvae else {"scored_as": SAMPLES_VERSION})
-    if scored.items() <= known.items() and not again:
-        return known
+    scored: dict = {"scored_slices": {split: part.fingerprint() for split, part in index.splits().items()}}
+    scored |= {} if is_vqvae else {"scored_as": SAMPLES_VERSION}
     note_other_split(folder, index)
+    if not again and scored == {name: known.get(name) for name in scored}:
+        return known
     known.pop("lesion_auroc", None)  # there may be none of these slices
     if is_vqvae:
         report = evaluate_reconstruction(load_vqvae(folder), index.test, train=index.train)
@@ -95,7 +96,7 @@ def provenance(folders: Sequence[str | Path]) -> dict:
         folders: of the models, or their names in `Paths.models`.
 
     Returns:
-        oasis_vq and python: versions; packages: version by name; commit: of the checkout, None outside of one; models:
+        oasis_vq and python: versions; packages: version by name; commit: as `commit`; models:
         by name the `sha256` of model.keras and what config.json says: configuration with seed, name and fingerprints
         of the data, and a prior's VQ-VAE.
 
@@ -131,9 +132,18 @@ def save_provenance(folders: Sequence[str | Path], *, folder: str | Path | None 
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this library is in, or None if it is not in one."""
-    try:
-        words = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    """Return the commit of the project's checkout that this library is in, or None if it is not in one.
+
+    It ends in "-dirty" if files of the library differ from those of the commit.
+    """
+
+    def git(*words: str) -> str:
+        words = ("git", "-C", str(ROOT), *words)
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            return None  # of somebody's own project, in which this one is installed
+        return git("rev-parse", "HEAD") + "-dirty" * bool(git("status", "--porcelain", "oasis_vq"))
     except (OSError, subprocess.CalledProcessError):
         return None

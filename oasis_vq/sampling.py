@@ -66,7 +66,7 @@ def sample_codes(
     Source of top_p: Holtzman et al. 2020, arXiv:1904.09751.
     """
     config = prior.config
-    if n < 1 or temperature <= 0:
+    if n < 1 or not np.float32(temperature) > 0:
         raise ValueError(f"n is at least 1 and temperature is positive. Received: n={n}, temperature={temperature}.")
     if top_k is not None and not 1 <= top_k <= config.num_embeddings:
         raise ValueError(f"top_k is from 1 to {config.num_embeddings}. Received: {top_k}.")
@@ -149,20 +149,19 @@ def sample_conditions(prior: PixelCNN, n: int, *, seed: int = 0, **given) -> dic
         given: `slice_index`, `label`, as given to `sample_codes`.
 
     Returns:
-        Name to (n,) int32. One that is not given is drawn, for sample i from (seed, i) alone; -1 where the prior is
-        not conditioned on it.
+        Name to (n,) int32. One that is not given is drawn from those of training, for sample i from (seed, i) alone; -1
+        where the prior is not conditioned on it.
     """
     given = {name: given.get(name) for name in CONDITIONS}
-    conditions = prior.checked_conditions(n, **given)
-    for stream, (name, size) in enumerate(prior.condition_sizes.items()):
+    for stream, (name, values) in enumerate(prior.known_values.items()):
         if given[name] is None:
-            source, first = _seed(seed, CONDITION_STREAM - stream), prior.first_values[name]
+            source, count = _seed(seed, CONDITION_STREAM - stream), len(values)
             drawn = [
-                tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(source, i), 0, size, tf.int32)
+                tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(source, i), 0, count, tf.int32)
                 for i in range(n)
             ]
-            conditions[name] = first + np.array(drawn, np.int32)
-    return conditions
+            given[name] = values[np.array(drawn, np.int32)]
+    return prior.checked_conditions(n, **given)
 
 
 def empty_caches(prior: PixelCNN, size: int) -> list[tf.Tensor]:

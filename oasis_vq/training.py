@@ -103,6 +103,9 @@ def fit_or_load(
     _require_writable(folder.parent)
     locked = alone(folder, waits=False) if leads else contextlib.nullcontext()
     with locked, _logged(partial if leads else None), _stoppable(partial, config):
+        if strategy.num_replicas_in_sync == 1 and not restart and in_use(folder):  # since another call has finished it
+            refuse_other(folder, record, restart=False)
+            return load_model(folder, record["model"])
         for note in checked(index):  # a notebook keeps what is printed: no place of this machine
             print(f"note: {note}".replace(str(index.root), index.root.name))
         keras.utils.set_random_seed(config.seed)

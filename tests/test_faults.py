@@ -1,12 +1,15 @@
 """Planted faults in a training: each is told, what was kept stays whole, and the same call goes on."""
 
+import contextlib
 import dataclasses
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,6 +19,8 @@ from conftest import VQVAE_CONFIG
 from test_training import Stop
 
 import oasis_vq as ovq
+from oasis_vq import training
+from oasis_vq.callbacks import LivingDecoder
 from oasis_vq.folders import load_model
 from oasis_vq.training import _stoppable
 
@@ -260,3 +265,24 @@ def test_memory_does_not_grow_over_the_epochs(tmp_path, cohort, models, vqvae, k
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     memory = [int(number) for number in re.findall(r"anonymous (\d+)", ended.stdout)]
     assert len(memory) == 20 and memory[19] < 1.02 * memory[1], memory
+
+
+def test_one_validation_slice_does_not_look_like_a_dead_decoder(tmp_path, index):
+    """Of one image all that is drawn is the same."""
+    callback = LivingDecoder(tmp_path / "v", SimpleNamespace(score=0.5), ovq.load_images(index.test[:1], image_size=32))
+    callback.set_model(ovq.VQVAE(CONFIG))
+    callback.on_test_end({"reconstruction_loss": 1.0})
+
+
+def test_a_model_that_another_process_has_finished_meanwhile_is_loaded(tmp_path, index, whole, monkeypatch):
+    """Between the first look and the lock."""
+
+    @contextlib.contextmanager
+    def after_the_other(folder, **options):
+        shutil.copytree(whole.folder, folder)
+        yield
+
+    monkeypatch.setattr(training, "alone", after_the_other)
+    before = (whole.folder / "model.keras").read_bytes()
+    model = ovq.fit_or_load(tmp_path / "v", CONFIG, index)
+    assert (model.folder / "model.keras").read_bytes() == before and not (tmp_path / "v.partial").exists()

@@ -1,5 +1,6 @@
 """Scores: against their definitions, and beside baselines that must not pass for good."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 import oasis_vq as ovq
-from oasis_vq.evaluation import code_baselines, mean_slices, table
+from oasis_vq.evaluation import code_baselines, evaluate_prior, mean_slices, table
 from oasis_vq.files import write_json
 
 
@@ -98,3 +99,19 @@ def test_code_baselines_follow_their_definitions():
     assert baselines["per_position"] == pytest.approx(np.mean(bits))
     unigram = [-np.log2(((train == code).sum() + 1) / (200 + 4)) for code in test.ravel()]
     assert baselines["unigram"] == pytest.approx(np.mean(unigram)) and baselines["uniform"] == 2.0
+
+
+def test_one_subject_has_no_interval(index, vqvae):
+    one = index.test[index.test.subject == index.test.subject[0]]
+    report = ovq.evaluate_reconstruction(vqvae, one, train=index.train)
+    assert np.isfinite(report["brain_ssim"]) and np.isnan(report["intervals"]["brain_ssim"]).all()
+    assert " - to -" in table(report)
+
+
+def test_a_prior_is_not_told_slice_positions_that_it_does_not_know(vqvae, prior, index, capsys):
+    """Another data set counts from 78 on: its slices cost what they cost without their position."""
+    moved = index.test[:]
+    moved = dataclasses.replace(moved, slice=moved.slice + 78)
+    report = evaluate_prior(prior, vqvae, dataclasses.replace(index, test=moved))
+    assert f"trained on no slices at {list(range(78, 86))}" in capsys.readouterr().out
+    assert report["bits_per_code"] == pytest.approx(report["unconditional_bits_per_code"], rel=1e-6)

@@ -282,3 +282,14 @@ def test_training_step_runs_on_the_gpu():
     prior.compile("adam")
     assert np.all(np.isfinite(prior.train_on_batch({"codes": codes})))
     assert "GPU" in prior({"codes": codes}).device
+
+
+def test_a_prior_that_always_knew_a_condition_is_told_it():
+    """What stands for an unknown one has learned nothing."""
+    prior = randomised(dataclasses.replace(SMALL, num_labels=0, condition_dropout=0.0))
+    codes = some_codes(SMALL, 2)
+    for left_out in (None, -1, [0, -1]):
+        with pytest.raises(ValueError, match=r"slice_index is told to this prior.*\(condition_dropout=0\)"):
+            prior.log_prob(codes, slice_index=left_out)
+    assert np.isfinite(prior.log_prob(codes, slice_index=[0, 2])).all()
+    assert ovq.sample_codes(prior, 2).shape == codes.shape  # which draws positions

@@ -1,5 +1,7 @@
 """Scores of samples: each measure knows equal from different, and the floor lies below the ceiling."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -151,3 +153,19 @@ def test_ceiling_is_not_below_chance_where_two_sets_of_people_happen_to_be_alike
     fixed = quality.two_sample_accuracy(images[:128], images[128:], people[:128], people[128:])
     assert fixed < 0.4
     assert 0.42 < quality.ceiling_accuracy(images, images, people) < 0.58
+
+
+def test_sets_that_share_people_are_told_apart_or_not_scored():
+    """Where a half has nobody of a set there is no accuracy, rather than that of an untrained network."""
+    images = GENERATOR.random((96, 32, 32, 1)).astype(np.float32)
+    four, two = np.repeat(list("abcd"), 16), np.repeat(list("ab"), 16)
+    assert quality.two_sample_accuracy(0.3 * images[:64], images[64:], four, two, num_repeats=4) > 0.95
+    one_and_a_half = np.repeat(list("ae"), 16)
+    assert np.isnan(quality.two_sample_accuracy(0.3 * images[:32], images[64:], two, one_and_a_half, num_repeats=1))
+
+
+def test_one_test_slice_has_no_distance_between_distributions(vqvae, prior, index):
+    tiny = dataclasses.replace(index, test=index.test[:1], train=index.train[:5])
+    report = ovq.evaluate_samples(prior, vqvae, tiny, num_repeats=1)
+    assert np.isnan(report["frechet_distance"]) and np.isnan(report["coverage"])
+    assert report["nearest_training_distance"] > 0

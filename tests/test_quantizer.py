@@ -280,3 +280,16 @@ def test_perplexity_is_over_everything_seen(generator):
     assert float(metric.result()) == pytest.approx(perplexity(codes, K), rel=1e-5)
     assert perplexity(np.zeros(5, int), K) == 1.0
     assert isinstance(metric, keras.metrics.Metric)
+
+
+def test_without_restarts_a_vector_that_nothing_chooses_stays_where_it_is(latents):
+    quantizer = EMAVectorQuantizer(K, D, decay=0.9, restart_interval=0)
+    train = tf.function(lambda x: quantizer(x, training=True))
+    train(tf.constant(latents))  # where all move onto latents
+    far = quantizer.codebook.numpy()
+    far[3] = 1e3
+    quantizer.codebook.assign(far)
+    quantizer.average_sums.assign(far * quantizer.average_counts.numpy()[:, None])
+    for _ in range(200):  # its count falls below what a division bears after 110
+        train(tf.constant(latents))
+    np.testing.assert_allclose(quantizer.codebook.numpy()[3], 1e3, rtol=1e-2)

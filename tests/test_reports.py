@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 
 import pytest
 
 import oasis_vq as ovq
+from oasis_vq import reports
 from oasis_vq.__main__ import main
 from oasis_vq.evaluation import table
 from oasis_vq.reports import validate_model
@@ -75,3 +77,31 @@ def test_samples_that_an_older_version_scored_are_scored_again(vqvae, prior, ind
     older = {name: value for name, value in first.items() if name not in ("copies", "scored_as")}
     (folder / "metrics.json").write_text(json.dumps(older))
     assert set(ovq.evaluate_model(folder, index)) == set(first)
+
+
+def test_scores_beside_other_training_slices_are_not_taken_for_theirs(folder, index):
+    """The baselines are of training slices."""
+    first = ovq.evaluate_model(folder, index)
+    fewer = ovq.evaluate_model(folder, dataclasses.replace(index, train=index.train[:8]))
+    assert fewer["baselines"]["mean_slice"]["ssim"] != first["baselines"]["mean_slice"]["ssim"]
+
+
+def test_commit_is_that_of_this_project_and_says_if_files_differ(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    inner = tmp_path / "site-packages"
+    for root in (tmp_path, inner):
+        (root / "oasis_vq").mkdir(parents=True)
+        (root / "oasis_vq" / "a.py").write_text("1")
+    monkeypatch.setattr(reports, "ROOT", tmp_path)
+    assert reports.commit() is None
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    clean = reports.commit()
+    assert len(clean) == 40
+    (tmp_path / "oasis_vq" / "new.py").write_text("2")
+    assert reports.commit() == f"{clean}-dirty"
+    monkeypatch.setattr(reports, "ROOT", inner)  # installed in somebody else's project
+    assert reports.commit() is None

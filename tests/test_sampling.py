@@ -186,7 +186,8 @@ def test_filters_keep_what_their_definition_says():
 def test_arguments_out_of_range_are_told():
     prior, codes = randomised(SMALL), some_codes(SMALL, 3)
     for options, text in [
-        ({"temperature": 0}, "temperature is positive"), ({"top_k": 0}, "top_k is from 1 to 7. Received: 0"),
+        ({"temperature": 0}, "temperature is positive"), ({"temperature": np.nan}, "temperature is positive"),
+        ({"top_k": 0}, "top_k is from 1 to 7. Received: 0"),
         ({"top_k": 8}, "top_k is from 1 to 7"), ({"top_p": 0.0}, "top_p is above 0"), ({"top_p": 1.5}, "at most 1"),
         ({"slice_index": 9}, r"slice_index is in \[0, 3\)"), ({"prefix": codes[:2]}, "prefix is"),
         ({"prefix": codes[:, :, :2]}, "Codes are"),
@@ -209,3 +210,16 @@ def test_sampler_is_compiled_on_the_gpu():
     )
     assert "GPU" in cached.device
     np.testing.assert_array_equal(cached, full)
+
+
+def test_slice_positions_without_training_slices_are_not_drawn(index):
+    """Every third slice is left out, and the highest is of test people alone."""
+    kept = (index.train.slice % 3 > 0) & (index.train.slice < 7)
+    config = SMALL.conditioned_by(dataclasses.replace(index, train=index.train[kept]))
+    assert (config.first_slice, config.num_slices, config.skipped_slices) == (0, 8, (0, 3, 6, 7))
+    prior = randomised(config)
+    drawn = sampling.sample_conditions(prior, 60)["slice_index"]
+    assert set(drawn.tolist()) == {1, 2, 4, 5}
+    np.testing.assert_array_equal(drawn[:5], sampling.sample_conditions(prior, 5)["slice_index"])
+    known = prior.known_conditions(np.arange(-1, 9), np.zeros(10, int))["slice_index"]
+    assert known.tolist() == [-1, -1, 1, 2, -1, 4, 5, -1, -1, -1]
