@@ -112,7 +112,7 @@ def plot_changes(before: np.ndarray, after: np.ndarray, *, titles: Sequence[str]
             differences[column, ..., 0], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
         )
         lower.set_title(f"mean |change| {np.abs(differences[column]).mean():.4f}", fontsize=7)
-    figure.colorbar(shown, ax=axes[1, :], fraction=0.02, pad=0.01).set_label("intensity", fontsize=8)
+    figure.colorbar(shown, ax=axes[1, :], fraction=0.02, pad=0.01).set_label("after − before", fontsize=8)
     return figure
 
 
@@ -161,7 +161,7 @@ def plot_scores(scores: dict[str, dict[str, float]], names: Sequence[str], *, ti
         values = [part[name] for part in scores.values()]
         bars = axis.bar(list(scores), values, color=["C0", *["0.6"] * (len(scores) - 1)])
         axis.bar_label(bars, [f"{value:.2f}" for value in values])
-        axis.set_title(name)
+        axis.set_title(f"{name} (dB)" if name.endswith("psnr") else name)
         axis.margins(y=0.15)
         axis.tick_params(axis="x", labelrotation=20)
     if title:
