@@ -257,7 +257,7 @@ def _notes(index: SliceIndex) -> Iterator[Finding]:
     unseen = np.setdiff1d(np.arange(index.slice_range[0], index.slice_range[1] + 1), index.train.slice)
     if len(unseen):
         text = f"no training slice is at position {', '.join(map(str, unseen[:8]))}{' …' * (len(unseen) > 8)}"
-        yield Finding("gap", False, text, "A prior is told positions: what it draws there means nothing.", ())
+        yield Finding("gap", False, text, "A prior is told positions: it draws none of these.", ())
     is_adni = bool((index.train.label != UNKNOWN).any())
     counts = (sizes["train"] + sizes["validate"], sizes["test"]) if is_adni else tuple(sizes.values())
     name = "ADNI" if is_adni else "OASIS"

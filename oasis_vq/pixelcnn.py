@@ -391,8 +391,9 @@ class PixelCNN(keras.Model):
         for name, values in given.items():
             values = np.broadcast_to(np.asarray(UNKNOWN if values is None else values, np.int32), (size,))
             count, first = self.condition_sizes.get(name, 0), self.first_values[name]
-            if not ((values == UNKNOWN) | (values >= first) & (values < first + count)).all():
-                known = f"in [{first}, {first + count}), or -1 for unknown"
+            if not np.isin(values, [UNKNOWN, *self.known_values.get(name, ())]).all():
+                skipped = list(self.config.skipped_slices) if name == "slice_index" else []
+                known = f"in [{first}, {first + count}){f' without {skipped}' if skipped else ''}, or -1 for unknown"
                 known = known if count else "no condition of this prior: leave it out"
                 raise ValueError(f"{name} is {known}. Received: {np.unique(values).tolist()}.")
             if count and not self.config.condition_dropout and (values == UNKNOWN).any():

@@ -223,3 +223,5 @@ def test_slice_positions_without_training_slices_are_not_drawn(index):
     np.testing.assert_array_equal(drawn[:5], sampling.sample_conditions(prior, 5)["slice_index"])
     known = prior.known_conditions(np.arange(-1, 9), np.zeros(10, int))["slice_index"]
     assert known.tolist() == [-1, -1, 1, 2, -1, 4, 5, -1, -1, -1]
+    with pytest.raises(ValueError, match=r"slice_index is in \[0, 8\) without \[0, 3, 6, 7\], or -1 for unknown. Rec"):
+        ovq.sample_codes(prior, 1, slice_index=3)
