@@ -144,8 +144,7 @@ def planned(config: ovq.VQVAEConfig | ovq.PriorConfig, seconds: float, rate: flo
 
 def identity(index: ovq.SliceIndex, minutes: float) -> dict:
     """Return what all rows of a table have in common."""
-    splits = {name: part.fingerprint() for name, part in index.splits().items()}
-    return {"data": index.train.root.name, "splits": splits, "minutes": minutes}
+    return {"data": index.train.root.name, "splits": index.fingerprints(), "minutes": minutes}
 
 
 def disagreement(plan: dict, chosen: dict[str, System], index: ovq.SliceIndex, minutes: float) -> str:

@@ -346,10 +346,11 @@ class PriorConfig(Config):
     def conditioned_by(self, index: "SliceIndex") -> "PriorConfig":
         """Return this configuration with the slice positions and labels that there are, of those in `condition_on`."""
         first, last = index.slice_range if "slice_index" in self.condition_on else (0, -1)
-        known = {"first_slice": first, "num_slices": last - first + 1}
-        known["skipped_slices"] = tuple(sorted(set(range(first, last + 1)) - set(index.train.slice.tolist())))
-        known["num_labels"] = index.num_labels if "label" in self.condition_on else 0
-        return dataclasses.replace(self, **known)
+        skipped = index.skipped_slices if "slice_index" in self.condition_on else ()
+        num_labels = index.num_labels if "label" in self.condition_on else 0
+        return dataclasses.replace(
+            self, first_slice=first, num_slices=last - first + 1, skipped_slices=skipped, num_labels=num_labels
+        )
 
     def quick(self) -> "PriorConfig":
         """Return a small version for a cohort of 24: 2 CPU minutes on a 16x16 grid, fewer epochs on a larger one."""

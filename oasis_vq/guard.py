@@ -254,8 +254,7 @@ def _notes(index: SliceIndex) -> Iterator[Finding]:
         if short:
             text = f"fewer slices than the {usual} that most subjects of the split have"
             yield Finding("incomplete", False, text, "See whether files are missing.", tuple(short))
-    unseen = np.setdiff1d(np.arange(index.slice_range[0], index.slice_range[1] + 1), index.train.slice)
-    if len(unseen):
+    if unseen := index.skipped_slices:
         text = f"no training slice is at position {', '.join(map(str, unseen[:8]))}{' …' * (len(unseen) > 8)}"
         yield Finding("gap", False, text, "A prior is told positions: it draws none of these.", ())
     is_adni = bool((index.train.label != UNKNOWN).any())

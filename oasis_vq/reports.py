@@ -49,7 +49,7 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     is_vqvae = read_record(folder)["model"] == "VQVAE"
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    scored: dict = {"scored_slices": {split: part.fingerprint() for split, part in index.splits().items()}}
+    scored: dict = {"scored_slices": index.fingerprints()}
     scored |= {} if is_vqvae else {"scored_as": SAMPLES_VERSION}
     note_other_split(folder, index)
     if not again and scored == {name: known.get(name) for name in scored}:

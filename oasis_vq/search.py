@@ -65,7 +65,7 @@ def grid_search(
     configs = {label: type(config).from_dict({**shared, **changes}) for label, changes in chosen.items()}
     rows, failure = [], ""
     restarted = folder / RESTARTED
-    splits = [part.fingerprint() for part in index.splits().values()]
+    splits = list(index.fingerprints().values())
     codes_of = getattr(vqvae, "folder", None)
     asked = json.dumps([shared, splits, codes_of and sha256(codes_of / "model.keras")])
     if restarted.exists() and restarted.read_text() != asked:

@@ -124,11 +124,21 @@ class SliceIndex:
         """Return the three splits by name."""
         return {split: getattr(self, split) for split in SPLITS}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return the `Slices.fingerprint` of each split by name."""
+        return {split: part.fingerprint() for split, part in self.splits().items()}
+
     @property
     def slice_range(self) -> tuple[int, int]:
         """The lowest and the highest slice number of all splits."""
         numbers = np.concatenate([part.slice for part in self.splits().values()])
         return int(numbers.min()), int(numbers.max())
+
+    @property
+    def skipped_slices(self) -> tuple[int, ...]:
+        """The slice numbers within that range that no training slice has, rising."""
+        lowest, highest = self.slice_range
+        return tuple(np.setdiff1d(np.arange(lowest, highest + 1), self.train.slice).tolist())
 
     def positions_at(self, shares: float | Sequence[float]) -> np.ndarray | int:
         """Return the slice positions at these shares of the way from the lowest, 0, to the highest, 1.
