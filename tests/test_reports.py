@@ -69,6 +69,7 @@ def test_texts_have_scores_alone(folder, index):
     assert not any(word in text for word in ("scored_slices", "val_", "training_seconds"))
 
 
+@pytest.mark.slow
 def test_samples_that_an_older_version_scored_are_scored_again(vqvae, prior, index, tmp_path):
     for model in (vqvae, prior):
         shutil.copytree(model.folder, tmp_path / model.folder.name)
