@@ -15,6 +15,7 @@ import numpy as np
 
 from oasis_vq.config import Config, Paths, PriorConfig, VQVAEConfig
 from oasis_vq.pixelcnn import Drafter, PixelCNN
+from oasis_vq.runtime import quiet_native_logs
 from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
 
@@ -114,7 +115,8 @@ def load_model(folder: Path, kind: str) -> VQVAE | PixelCNN:
     if not file.exists():
         raise FileNotFoundError(f"No model.keras in {folder}. Expected the weights of the {kind}: train it again.")
     try:
-        model = keras.models.load_model(file)
+        with quiet_native_logs():
+            model = keras.models.load_model(file)
     except Exception as error:  # Keras raises many kinds for a broken file; the user needs to know which file.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{file} cannot be loaded ({reason}). Train the model again.") from error

@@ -314,7 +314,7 @@ class PixelCNN(keras.Model):
         widest = max(self.config.num_embeddings, self.config.num_channels, len(self.attention) and positions)
         return max(1, min(VERB_BATCH_SIZE, MOST_VALUES // (positions * widest)))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _logits(self, *inputs: tf.Tensor) -> tf.Tensor:
         return self(dict(zip(INPUTS, inputs, strict=True)))
 
@@ -348,7 +348,7 @@ class PixelCNN(keras.Model):
         """Return the log-probability of whole grids, (n,) float32 in nats; arguments as `logits`."""
         return self._in_batches(self._log_prob, codes, draft, slice_index=slice_index, label=label)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _log_prob(self, *inputs: tf.Tensor) -> tf.Tensor:
         _, nats = self._logits_and_nats(dict(zip(INPUTS, inputs, strict=True)), training=False)
         return -tf.reduce_sum(nats, axis=(1, 2))

@@ -15,7 +15,7 @@ def start_tensorflow(seed: int = 0, *, deterministic: bool = False) -> str:
     """
     # TensorFlow leaves oneDNN's convolutions off on CPUs without AVX-512; they are a quarter faster there too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _quiet_native_logs():
+    with quiet_native_logs():
         import keras
         import tensorflow as tf
 
@@ -41,8 +41,11 @@ def _is_no_retracing(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet_native_logs() -> Iterator[None]:
-    """Send what native code writes to file descriptor 2 nowhere: TensorFlow writes before its log level holds."""
+def quiet_native_logs() -> Iterator[None]:
+    """Send what native code writes to file descriptor 2 nowhere.
+
+    TensorFlow writes before its log level holds, and as an error what is none: that bfloat16 is slow on this CPU.
+    """
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") < "2":
         yield
         return

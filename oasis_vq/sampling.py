@@ -169,7 +169,7 @@ def empty_caches(prior: PixelCNN, size: int) -> list[tf.Tensor]:
     return [layer.empty_cache(size, prior.config.grid_shape) for layer in prior.layers_with_memory]
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _sample_band(prior, band, drawn, caches, known, conditions, num_known, seed, temperature, filters, cached):
     """Return grids (b, h, w) int32 with the codes of a band of rows (first, end) drawn too, and the caches.
 

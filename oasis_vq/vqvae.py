@@ -255,11 +255,11 @@ class VQVAE(keras.Model):
             metric.update_state(codes)
         return reported({metric.name: metric.result() for metric in self.metrics})
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _encode(self, images: tf.Tensor) -> tf.Tensor:
         return self.quantizer.codes(self.encoder(images, training=False))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _decode(self, codes: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(self.decoder(self.quantizer.lookup(codes), training=False), 0.0, 1.0)
 

@@ -32,7 +32,7 @@ ALLOWED = {
     "sampling": {"pixelcnn", "vqvae"},
     "metrics": set(),
     "codes": {"config", "files", "pixelcnn", "slices", "streams", "vqvae"},
-    "folders": {"config", "pixelcnn", "slices", "vqvae"},
+    "folders": {"config", "pixelcnn", "runtime", "slices", "vqvae"},
     "callbacks": {"files", "pixelcnn", "sampling", "vqvae"},
     "preparation": {
         "callbacks", "codes", "config", "devices", "folders", "pixelcnn", "slices", "streams", "vqvae"
