@@ -53,6 +53,9 @@ class PixelCNN(keras.Model):
         self._accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
         self(dict.fromkeys(("codes", "draft"), tf.zeros((1, *config.grid_shape), tf.int32)))  # builds every weight
 
+    def build(self, input_shape=None) -> None:
+        """Do nothing: every weight is built where the model is made. Keras would trace the whole network for it."""
+
     def _build_layers(self) -> None:
         config = self.config
         self.code_embedding = self.build_embedding()

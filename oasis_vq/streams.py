@@ -153,10 +153,15 @@ def make_dataset(
     return batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-@tf.function(autograph=False)  # traced once for each size, not for each dataset
-def read_image(path: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
+def read_image(path: tf.Tensor | str, image_size: int, fit: str) -> tf.Tensor:
     """Return the image in a file, (image_size, image_size, 1) uint8."""
     image = tf.io.decode_image(tf.io.read_file(path), channels=1, expand_animations=False)  # (height, width, 1)
+    return _resized(image, image_size, fit)
+
+
+@tf.function(reduce_retracing=True, autograph=False)  # traced once, not in each dataset
+def _resized(image: tf.Tensor, image_size: int, fit: str) -> tf.Tensor:
+    """Return an image (height, width, 1) uint8 as (image_size, image_size, 1) uint8."""
     shape = tf.shape(image)
 
     def resized() -> tf.Tensor:
@@ -247,5 +252,5 @@ def load_images(slices: Slices, *, image_size: int, fit: str = "pad") -> np.ndar
     Returns:
         (n, image_size, image_size, 1), float32 in [0, 1].
     """
-    images = [read_image(tf.constant(path), image_size, fit) for path in slices.path]
-    return np.float32(images) / np.float32(255)
+    images = [read_image(path, image_size, fit) for path in slices.path]
+    return np.stack(images).astype(np.float32) / 255

@@ -184,6 +184,9 @@ class VQVAE(keras.Model):
         self._code_metrics = [kind(self.config.num_embeddings) for kind in (Perplexity, CodebookUsage)]
         self(tf.zeros((1, self.config.image_size, self.config.image_size, 1)))  # builds every weight
 
+    def build(self, input_shape=None) -> None:
+        """Do nothing: every weight is built where the model is made. Keras would trace the whole network for it."""
+
     def build_quantizer(self) -> keras.layers.Layer:
         """Return the quantizer that the configuration names; the place for an experiment with another one."""
         sizes = (self.config.num_embeddings, self.config.embedding_dim)
