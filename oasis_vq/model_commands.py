@@ -314,7 +314,7 @@ def generate(
     from oasis_vq.slices import LABELS, UNKNOWN
 
     model = folders.load_prior(prior)
-    vqvae = folders.load_vqvae(folders.vqvae_folder(prior))
+    vqvae = model.drafter.fine if model.drafter else folders.load_vqvae(folders.vqvae_folder(prior))
     asked = {"slice_index": slice_index, "label": None if label is None else LABELS.index(label)}
     if unconditional:
         if not model.config.condition_dropout:
