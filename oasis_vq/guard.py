@@ -63,6 +63,11 @@ _RULES = (
         "Replace the file or remove it, or go on without it: --skip-unreadable.",
     ),
     _Rule(
+        "closed", True, lambda image: image.fault == "closed",
+        "it cannot be opened: no permission, or a link to nowhere",
+        "Make it readable, or get what the link leads to, or go on without it: --skip-unreadable.",
+    ),
+    _Rule(
         "pointer", True, lambda image: image.fault == "pointer",
         "it is a Git LFS pointer, a text that stands for the image",
         "Run 'git lfs pull' where it comes from, or download the images again.",
@@ -108,8 +113,8 @@ _RULES = (
 def _examine(path: str) -> _Image:
     try:
         data = Path(path).read_bytes()
-    except OSError:  # no permission, or a link to nowhere
-        return _Image(fault="unreadable")
+    except OSError:
+        return _Image(fault="closed")
     if data.startswith(b"version https://git-lfs"):
         return _Image(fault="pointer")
     try:
@@ -247,7 +252,14 @@ def _notes(index: SliceIndex) -> Iterator[Finding]:
     if index.train.num_subjects < FEW_SUBJECTS:
         text = f"{index.train.num_subjects} subjects to train on are few"
         yield Finding("few", False, text, "Expect a model that knows these people by heart.", (str(index.root),))
+    is_adni = bool((index.train.label != UNKNOWN).any())
     for part in index.splits().values():
+        rows = list(zip(part.subject.tolist(), part.slice.tolist(), strict=True))
+        counts = Counter(rows)
+        twice = tuple(path for path, row in zip(part.path.tolist(), rows, strict=True) if counts[row] > 1)
+        if twice and not is_adni:  # where people have several images
+            text = "another file is of the same subject and position"
+            yield Finding("twice", False, text, "Remove one of them, or rename it.", twice)
         subjects, counts = np.unique(part.subject, return_counts=True)
         usual = Counter(counts.tolist()).most_common(1)[0][0]
         short = [f"{name} ({count})" for name, count in zip(subjects, counts, strict=True) if count < usual]
@@ -257,7 +269,6 @@ def _notes(index: SliceIndex) -> Iterator[Finding]:
     if unseen := index.skipped_slices:
         text = f"no training slice is at position {', '.join(map(str, unseen[:8]))}{' …' * (len(unseen) > 8)}"
         yield Finding("gap", False, text, "A prior is told positions: it draws none of these.", ())
-    is_adni = bool((index.train.label != UNKNOWN).any())
     counts = (sizes["train"] + sizes["validate"], sizes["test"]) if is_adni else tuple(sizes.values())
     name = "ADNI" if is_adni else "OASIS"
     if counts != PUBLISHED_COUNTS[name]:

@@ -28,6 +28,7 @@ VALIDATE_SHARE = 0.1
 """Share of the training subjects of each class that the ADNI layout gives to validation."""
 _OASIS_NAME = re.compile(r"case_(\d+)_slice_(\d{1,6})(\.nii)?\.png", re.IGNORECASE)
 _ADNI_NAME = re.compile(r"(\w+)_(\d{1,6})\.(jpe?g|png)", re.IGNORECASE)
+_ADNI_PERSON = re.compile(r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)")  # in a longer id, of one of this person's images
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff"}
 _EXPECTED = "keras_png_slices_train/case_001_slice_0.nii.png, or train/AD/1001_80.jpeg, and the like"
 
@@ -108,13 +109,17 @@ class Slices:
 
 @dataclass(frozen=True)
 class SliceIndex:
-    """The slices of a data folder by split, and what their names and places give reason to note."""
+    """The slices of a data folder by split, and what their names and places give reason to note.
+
+    `limit_train` is the number of training subjects that were asked for at most, None for all.
+    """
 
     root: Path
     train: Slices
     validate: Slices
     test: Slices
     notes: tuple[Finding, ...] = ()
+    limit_train: int | None = None
 
     def __str__(self) -> str:
         counts = (f"{split} {len(part)} of {part.num_subjects} subjects" for split, part in self.splits().items())
@@ -179,7 +184,7 @@ def find_slices(folder: str | Path, *, limit_train: int | None = None, seed: int
     by_class = [[s for s in ranked(label_of, seed) if label_of[s] == label] for label in sorted(set(label_of.values()))]
     in_turn = [subject for turn in itertools.zip_longest(*by_class) for subject in turn if subject is not None]
     chosen = in_turn[:limit_train]
-    return replace(index, train=index.train[np.isin(index.train.subject, chosen)])
+    return replace(index, train=index.train[np.isin(index.train.subject, chosen)], limit_train=limit_train)
 
 
 def ranked(subjects: Iterable[str], seed: int) -> list[str]:
@@ -206,7 +211,8 @@ def scan(folder: str | Path, *, seed: int = 0) -> tuple[SliceIndex, list[Finding
                 continue
             match = (_ADNI_NAME if is_adni else _OASIS_NAME).fullmatch(file.name)
             if match:
-                subject = match[1] if is_adni else f"{int(match[1]):03d}"  # case 1 is case 001
+                person = _ADNI_PERSON.search(match[1]) if is_adni else None
+                subject = person[0] if person else match[1] if is_adni else f"{int(match[1]):03d}"  # case 1 is case 001
                 rows.append(_Row(split, subject, int(match[2]), label, str(file)))
             else:
                 misnamed.append(str(file))
@@ -232,7 +238,7 @@ def _layout(folder: Path) -> tuple[Path, dict[Path, tuple[str, int]], list[Findi
     found = _layouts(folder) or [pair for place in deeper for pair in _layouts(place)]
     if len(found) == 1 and folder.suffix != ".partial":
         return *found[0], []
-    text = f"No PNG slices in {folder}"
+    text = f"No PNG slices in {folder}" if folder.is_dir() else f"There is no folder {folder}"
     remedy = f"Expected {_EXPECTED} (README, 'Data'), or run: python -m oasis_vq phantom --out data/phantom256"
     if folder.suffix == ".partial":
         text, remedy = f"{folder} is not complete", "Give the command that makes it again: it goes on."
@@ -275,6 +281,10 @@ def _other_classes(root: Path) -> Iterator[Finding]:
     if others:
         text = f"it is none of the classes {', '.join(_CLASS_FOLDERS)}, and is not read"
         yield Finding("classes", False, text, "Rename it if it is meant as one of them.", tuple(others))
+    own = [str(root / name) for name in ("validate", "validation", "valid", "val") if _is_folder(root / name)]
+    if own:
+        text = "it is not read: validation is cut from train in this layout"
+        yield Finding("validation", False, text, "Move its slices to train, or leave it.", tuple(own))
 
 
 def _with_people(rows: list[_Row], root: Path) -> tuple[list[_Row], list[Finding]]:
@@ -322,9 +332,12 @@ def _missing(folders: dict[Path, tuple[str, int]], rows: list[_Row]) -> Iterator
     for split in SPLITS if folders else ():
         if all(row.split != split for row in rows):
             # Validation has no folder of its own in the ADNI layout: it is cut from the subjects to train on.
-            places = [str(place) for place, (of, _) in folders.items() if of == split] or ["the folders of train"]
-            text = f"No slices to {split} in {' and '.join(places)}"
-            yield Finding("nothing found", True, text, f"Expected {_EXPECTED} (README, 'Data').")
+            places = [str(place) for place, (of, _) in folders.items() if of == split]
+            text = f"No slices to {split} in {' and '.join(places or ['the folders of train'])}"
+            remedy = f"Expected {_EXPECTED} (README, 'Data')."
+            if not places and any(row.split == "train" for row in rows):
+                remedy = "They are cut from train, by subject: at least two subjects of a class are needed there."
+            yield Finding("nothing found", True, text, remedy)
 
 
 def _leaks(rows: list[_Row]) -> Iterator[Finding]:

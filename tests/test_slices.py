@@ -134,6 +134,27 @@ def test_adni_table_tells_people_from_images(adni, tmp_path):
         ovq.find_slices(copy)
 
 
+def test_a_person_in_names_of_images_is_in_one_split(adni, tmp_path):
+    copy = shutil.copytree(adni, tmp_path / "people")
+    ids = sorted({path.name.split("_")[0] for path in copy.glob("train/*/*")})
+    for number, own in enumerate(ids):  # two images of each person
+        for file in copy.glob(f"train/*/{own}_*"):
+            file.rename(file.with_name(f"{number // 4:03d}_S_0{number // 4:03d}_I{number}_{file.name.split('_')[-1]}"))
+    index = ovq.find_slices(copy)
+    assert sorted({*index.train.subject, *index.validate.subject}) == [f"{n:03d}_S_0{n:03d}" for n in range(5)]
+    file = next(copy.glob("train/*/000_S_0000_*"))
+    file.rename(copy / "test" / "AD" / "000_S_0000_I99_78.jpeg")
+    with pytest.raises(ValueError, match=r"Subject 000_S_0000 is in (train|validate) and in test"):
+        ovq.find_slices(copy)
+
+
+def test_own_validation_of_the_adni_layout_is_told(adni, tmp_path):
+    copy = shutil.copytree(adni, tmp_path / "own")
+    shutil.copytree(copy / "test", copy / "validate")
+    (note,) = (note for note in ovq.find_slices(copy).notes if note.kind == "validation")
+    assert note.paths == (str(copy / "validate"),) and "validation is cut from train" in note.text
+
+
 def test_classes_that_training_cannot_tell_apart_are_no_condition(adni, tmp_path):
     copy = shutil.copytree(adni, tmp_path / "CN")
     for split in ("train", "test"):
@@ -179,8 +200,10 @@ def test_fingerprint_knows_sizes_labels_and_if_asked_times(copied, adni, tmp_pat
 
 
 def test_missing_folder_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No PNG slices in .*nowhere.*python -m oasis_vq phantom"):
-        ovq.find_slices(tmp_path / "nowhere")
+    for name, said in (("nowhere", "There is no folder .*nowhere"), ("empty", "No PNG slices in .*empty")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError, match=rf"{said}.*python -m oasis_vq phantom"):
+            ovq.find_slices(tmp_path / name)
 
 
 def test_empty_split_is_named(copied, adni, tmp_path):
@@ -192,6 +215,13 @@ def test_empty_split_is_named(copied, adni, tmp_path):
     shutil.rmtree(without / "test")
     with pytest.raises(FileNotFoundError, match=r"No slices to test in .*NC and .*AD"):
         ovq.find_slices(without)
+    few = shutil.copytree(adni, tmp_path / "few")
+    kept = {sorted((few / "train" / name).iterdir())[0].name.split("_")[0] for name in ("AD", "NC")}
+    for file in few.glob("train/*/*"):
+        if file.name.split("_")[0] not in kept:
+            file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"No slices to validate .* two subjects of a class are needed"):
+        ovq.find_slices(few)
 
 
 @pytest.mark.parametrize("name", ["brain.png", "case_001_slice_x.nii.png", "case_001.nii.png", "photo.JPG"])
