@@ -98,13 +98,16 @@ def find_lesions(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, num: int =
         prior: is surprised.
         vqvae: whose codes it knows.
         index: test for the slices, validate for what is usual.
-        num: slices of either kind at most; slices that are less than a tenth brain are left out.
+        num: slices of either kind at most, at least 2; slices that are less than a tenth brain are left out.
         seed: of the choice and the lesions.
 
     Returns:
         `auroc`: probability that a slice with a lesion has the higher score of the two, float; beside it as arrays
         `scores` (2 num,), `planted` (2 num,) bool, `maps` (2 num, h, w), `images` (2 num, size, size, 1) with the
         lesions in, `spots` likewise, where they are.
+
+    Raises:
+        ValueError: if there are fewer than four slices, two of either kind.
     """
     reading = {"image_size": vqvae.config.image_size, "fit": vqvae.config.fit}
     order = np.random.default_rng(seed).permutation(len(index.test))
@@ -117,7 +120,7 @@ def find_lesions(prior: PixelCNN, vqvae: VQVAE, index: SliceIndex, *, num: int =
         if len(rows) == 2 * num:
             break
     if len(rows) < 4:
-        raise ValueError(f"Lesions are planted in test slices with brain. Received: {len(rows)} of them.")
+        raise ValueError(f"Half of at least 4 test slices with brain get lesions. Received: {len(rows)}, num={num}.")
     half = len(rows) // 2
     rows, images = np.array(rows[: 2 * half]), np.concatenate(images[: 2 * half])
     images[:half], spots = plant_lesions(images[:half], seed=seed)

@@ -20,7 +20,7 @@ class Codes:
     """The codes of slices, and whose they are, as parallel arrays of length n.
 
     Attributes:
-        codes: (n, h, w) int32.
+        codes: (n, h, w) int32; in fewer bytes where `encode_slices` was asked for that.
         slice_index: (n,) int32, slice position.
         label: (n,) int32, class, -1 where unknown.
         subject: (n,) str.

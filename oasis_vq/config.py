@@ -151,6 +151,7 @@ class VQVAEConfig(Augmentation):
 
     def __post_init__(self):
         super().__post_init__()
+        self._require(0 <= self.seed < 2**32, "seed is from 0 to below 2**32", self.seed)
         self._require(self.downsampling in (1, 2, 4, 8, 16), "downsampling is 1, 2, 4, 8 or 16", self.downsampling)
         nearest = max(1, round(self.image_size / self.downsampling)) * self.downsampling
         self._require(
@@ -303,6 +304,7 @@ class PriorConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        self._require(0 <= self.seed < 2**32, "seed is from 0 to below 2**32", self.seed)
         self._require(len(self.grid_shape) == 2 and min(self.grid_shape) >= 1, "grid_shape is (h, w)", self.grid_shape)
         for name in (
             "warmup_steps", "clip_norm", "patience", "learning_rate", "num_residual_blocks", "num_head_layers",
@@ -354,11 +356,14 @@ class PriorConfig(Config):
 
     def quick(self) -> "PriorConfig":
         """Return a small version for a cohort of 24: 2 CPU minutes on a 16x16 grid, fewer epochs on a larger one."""
+        channels, blocks = min(self.num_channels, 48), min(self.num_residual_blocks, 4)
         return dataclasses.replace(
             self,
             num_embeddings=min(self.num_embeddings, 256),
-            num_channels=min(self.num_channels, 48),
-            num_residual_blocks=min(self.num_residual_blocks, 4),
+            num_channels=channels,
+            num_residual_blocks=blocks,
+            num_attention_layers=max(0, min(self.num_attention_layers, blocks - 1)),
+            num_attention_heads=math.gcd(self.num_attention_heads, channels),
             num_head_layers=min(self.num_head_layers, 4),
             num_views=1,
             batch_size=min(self.batch_size, 8),

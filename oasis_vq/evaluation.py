@@ -200,7 +200,7 @@ def code_scores(prior: PixelCNN, codes: Codes, *, conditioned: bool = True) -> t
         part = codes[start : start + size]
         given = {name: values[start : start + size] for name, values in known.items()} if conditioned else {}
         logits = prior.logits(part.codes, draft=part.draft, **given)
-        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(part.codes, logits).numpy()
+        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(part.codes.astype(np.int32), logits).numpy()
         bits.append(nats / math.log(2))
         hits.append(logits.argmax(axis=-1) == part.codes)
     return np.concatenate(bits), np.concatenate(hits)

@@ -9,6 +9,8 @@ from skimage.metrics import structural_similarity
 
 BRAIN_THRESHOLD = 0.05
 """Intensity above which a pixel of the reference counts as brain."""
+WINDOW = 7
+"""Side of SSIM's window, in pixels."""
 
 
 def ssim_per_image(references: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -21,11 +23,17 @@ def ssim_per_image(references: np.ndarray, images: np.ndarray) -> tuple[np.ndarr
     Returns:
         ssim (n,) and brain_ssim (n,), the mean of the SSIM map over pixels whose reference exceeds 0.05; NaN where
         there are none.
+
+    Raises:
+        ValueError: as all scores here, if the images are not such; and if they are smaller than the window.
     """
     _check(references, images)
+    if min(references.shape[1:3]) < WINDOW:
+        raise ValueError(f"SSIM needs {WINDOW} pixels or more. Received: images {references.shape}.")
     whole, brain = np.empty(len(references)), np.full(len(references), np.nan)
     for number, (reference, image) in enumerate(zip(references[..., 0], images[..., 0], strict=True)):
-        whole[number], similarity = structural_similarity(reference, image, data_range=1.0, full=True)
+        options = {"data_range": 1.0, "full": True, "win_size": WINDOW}
+        whole[number], similarity = structural_similarity(reference, image, **options)
         mask = reference > BRAIN_THRESHOLD
         if mask.any():
             brain[number] = similarity[mask].mean()
@@ -71,3 +79,7 @@ def decibels(mean_squared_error: float) -> float:
 def _check(references: np.ndarray, images: np.ndarray) -> None:
     if references.shape != images.shape or references.ndim != 4 or references.shape[-1] != 1:
         raise ValueError(f"Both are (n, size, size, 1). Received: {references.shape} and {images.shape}.")
+    if not all(np.issubdtype(one.dtype, np.floating) for one in (references, images)):
+        raise ValueError(f"Both are float. Received: {references.dtype} and {images.dtype}.")
+    if references.size and not (references.min() >= 0 and references.max() <= 1):
+        raise ValueError(f"References are in [0, 1]. Received: {references.min()} to {references.max()}.")

@@ -128,13 +128,14 @@ class PixelCNN(keras.Model):
     def receptive_field(self) -> tuple[int, int]:
         """How many rows up, and columns to each side, the logits of a position can see.
 
-        With attention that is all that the positions before it have seen: the grid, but for the end of the row above
-        where it is out of their sight.
+        With attention that is all that the positions before it have seen: the grid, but for the last code of the row
+        above where that is out of sight of the convolutions.
         """
-        if self.attention:
-            return self.config.grid_shape
-        reach = self.config.first_kernel_size // 2 + self.config.num_residual_blocks * (self.config.kernel_size // 2)
-        return reach, reach
+        return self.config.grid_shape if self.attention else (self._reach, self._reach)
+
+    @property
+    def _reach(self) -> int:
+        return self.config.first_kernel_size // 2 + self.config.num_residual_blocks * (self.config.kernel_size // 2)
 
     @property
     def has_blind_spot(self) -> bool:
@@ -156,7 +157,8 @@ class PixelCNN(keras.Model):
         if self.has_blind_spot:
             text += ", and to the upper right is a blind spot: gated stacks or attention have none"
         elif self.sees_all:
-            return f"{text}: all of it."
+            unseen = f", but for the last code of the row above where that is over {self._reach} columns away"
+            return f"{text}: all of it{unseen if self._reach < columns - 1 else ''}."
         return f"{text}. Larger kernels, more blocks or attention see further."
 
     def summary(self, *args, print_fn: Callable[[str], object] = print, **kwargs) -> None:
@@ -387,12 +389,15 @@ class PixelCNN(keras.Model):
         """Return every condition as (size,) int32, -1 where unknown.
 
         Raises:
-            ValueError: if a value is out of range, or known although the prior is not conditioned on it, or unknown
-                although in training it never was.
+            ValueError: if a value is no whole number or out of range, or known although the prior is not conditioned
+                on it, or unknown although in training it never was.
         """
         checked = {}
         for name, values in given.items():
-            values = np.broadcast_to(np.asarray(UNKNOWN if values is None else values, np.int32), (size,))
+            values = np.asarray(UNKNOWN if values is None else values)
+            if not np.issubdtype(values.dtype, np.integer) or values.shape not in ((), (1,), (size,)):
+                received = f"{values.shape} {values.dtype}"
+                raise ValueError(f"{name} is a whole number, or ({size},) of them. Received: {received}.")
             count, first = self.condition_sizes.get(name, 0), self.first_values[name]
             if not np.isin(values, [UNKNOWN, *self.known_values.get(name, ())]).all():
                 skipped = list(self.config.skipped_slices) if name == "slice_index" else []
@@ -404,7 +409,7 @@ class PixelCNN(keras.Model):
                     f"{name} is told to this prior, which was never without it in training (condition_dropout=0). "
                     "Received: None or -1."
                 )
-            checked[name] = values
+            checked[name] = np.broadcast_to(values.astype(np.int32), (size,))
         return checked
 
 

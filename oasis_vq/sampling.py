@@ -45,8 +45,9 @@ def sample_codes(
     Args:
         prior: the model to draw from.
         n: how many.
-        seed: the same seed gives the same samples, and sample i is the same for any n.
-        temperature: the logits are divided by it; below 1 is more likely and less diverse. Positive.
+        seed: the same seed gives the same samples, and sample i is the same for any n. From -2**62 to below 2**62.
+        temperature: the logits are divided by it; below 1 is more likely and less diverse. At least
+            1e-6, which draws the most likely codes.
         top_k: if given, only the k most likely codes of each position are drawn from.
         top_p: if given, only the most likely codes that together reach this probability are drawn from. (0, 1].
         slice_index: slice position, one for all or (n,); None draws one for each sample from the seed, -1 is unknown:
@@ -66,8 +67,8 @@ def sample_codes(
     Source of top_p: Holtzman et al. 2020, arXiv:1904.09751.
     """
     config = prior.config
-    if n < 1 or not np.float32(temperature) > 0:
-        raise ValueError(f"n is at least 1 and temperature is positive. Received: n={n}, temperature={temperature}.")
+    if n < 1 or not temperature >= 1e-6:
+        raise ValueError(f"n and temperature are at least 1 and 1e-6. Received: n={n}, temperature={temperature}.")
     if top_k is not None and not 1 <= top_k <= config.num_embeddings:
         raise ValueError(f"top_k is from 1 to {config.num_embeddings}. Received: {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -120,6 +121,8 @@ def sample_codes(
 
 def _seed(seed: int, stream: int) -> tf.Tensor:
     """Return a stateless seed (2,) int32 for one stream of random numbers of a seed."""
+    if not -(2**62) <= seed < 2**62:
+        raise ValueError(f"seed is from -2**62 to below 2**62. Received: {seed}.")
     return tf.random.experimental.stateless_fold_in(tf.constant([seed & 0x7FFFFFFF, seed >> 31], tf.int32), stream)
 
 

@@ -120,7 +120,7 @@ def _scores(model: VQVAE | PixelCNN, index: SliceIndex) -> dict[str, float]:
         report = evaluate_reconstruction(model, index.validate, train=index.train)
         known |= {f"validate_{name}": report[name] for name in names}
         write_json(file, known)
-    return {name: known[f"validate_{name}"] for name in names}
+    return {name: math.nan if known[f"validate_{name}"] is None else known[f"validate_{name}"] for name in names}
 
 
 def table(found: dict) -> str:

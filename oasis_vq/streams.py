@@ -38,7 +38,12 @@ def epoch_orders(
         num_draws: if positive, elements are (index, draws) with so many random numbers in [0, 1) each.
         endless: if positive, a batch size: every pass begins at the first epoch and goes on from epoch to epoch, and
             leaves out of each what does not fill a batch.
+
+    Raises:
+        ValueError: if there are fewer items than such a batch has.
     """
+    if endless > num_items:
+        raise ValueError(f"A batch of {endless} is not filled by {num_items} items: use a smaller one.")
     num_used = num_items // endless * endless if endless else num_items
     epoch = first_epoch
 

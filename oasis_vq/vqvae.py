@@ -274,12 +274,19 @@ class VQVAE(keras.Model):
 
         Returns:
             (n, h, w), int32 in [0, num_embeddings).
+
+        Raises:
+            ValueError: if the images are of another size or range.
         """
-        images = np.asarray(images, np.float32)
+        images = np.asarray(images)
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (size, size, 1):
             raise ValueError(f"Images are (n, {size}, {size}, 1) in this model. Received: {images.shape}.")
-        return in_batches(self._encode, images)
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(f"Images are float in [0, 1]. Received: {images.dtype}.")
+        if images.size and not (images.min() >= -1e-3 and images.max() <= 1 + 1e-3):  # which an interpolation may leave
+            raise ValueError(f"Images are in [0, 1]. Received: {images.min()} to {images.max()}.")
+        return in_batches(self._encode, images.astype(np.float32))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return the images that codes stand for.

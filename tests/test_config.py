@@ -23,6 +23,12 @@ def test_recipes_go_to_json_and_come_back(name):
     assert (quick.vqvae.image_size == 64) == (name == "bce_search")
 
 
+def test_small_version_of_a_prior_with_attention():
+    config = ovq.PriorConfig(num_attention_layers=5, num_attention_heads=32, num_channels=128)
+    quick = config.quick()
+    assert (quick.num_residual_blocks, quick.num_attention_layers, quick.num_attention_heads) == (4, 3, 16)
+
+
 def test_levels_of_a_recipe_fit_each_other():
     levels = [(ovq.recipe(name, profile=kind), kind) for name in ovq.recipe_names() for kind in ("full", "quick")]
     levels = [(fine, ovq.recipe(fine.coarse, profile=kind)) for fine, kind in levels if fine.coarse]
@@ -53,6 +59,8 @@ def test_unknown_names_are_told():
         ("quantizer", "magic"),
         ("image_size", 0),
         ("ssim_weight", -1),
+        ("seed", -1),
+        ("seed", 2**32),
     ):
         with pytest.raises(ValueError, match=rf"{field}.* Received: {value}"):
             ovq.VQVAEConfig(**{field: value})

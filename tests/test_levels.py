@@ -99,6 +99,8 @@ def test_a_prior_hears_what_its_draft_tells(fine_prior, vqvae, index):
     np.testing.assert_array_equal(codes.draft, vqvae.encode(fine_prior.drafter.coarse.reconstruct(images)))
     np.testing.assert_array_equal(codes.draft, fine_prior.drafter.of_images(images))
     own = ovq.code_scores(fine_prior, codes)[0].mean()
+    compact = ovq.encode_slices(vqvae, index.validate, drafter=fine_prior.drafter, compact=True)
+    assert compact.codes.dtype == np.uint8 and ovq.code_scores(fine_prior, compact)[0].mean() == own
     others = dataclasses.replace(codes, draft=np.roll(codes.draft, len(codes) // 2, axis=0))
     assert own < ovq.code_scores(fine_prior, others)[0].mean()
 

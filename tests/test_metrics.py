@@ -39,6 +39,23 @@ def test_scores_follow_their_definitions(images):
         ovq.ssim(images, noisy[..., 0])
 
 
+def test_images_of_another_range_are_refused(images, vqvae):
+    """A score with the wrong range looks like one: 0.99 for two images from 0 to 255."""
+    whole = (images * 255).astype(np.uint8)
+    for score in (ovq.ssim, ovq.brain_ssim, ovq.psnr, ovq.brain_psnr):
+        with pytest.raises(ValueError, match=r"float. Received: uint8 and uint8"):
+            score(whole, whole)
+        with pytest.raises(ValueError, match=r"References are in \[0, 1\]. Received: 0.0 to "):
+            score(images * 255, images * 255)
+        score(images, images * 1.5 - 0.2)  # what a decoder without a limit makes
+    small = images[:, ::2, ::2]
+    for wrong, said in (((small * 255).astype(np.uint8), "Received: uint8"), (small * 255, "Received: 0.0 to")):
+        with pytest.raises(ValueError, match=said):
+            vqvae.encode(wrong)
+    with pytest.raises(ValueError, match="SSIM needs 7 pixels"):
+        ovq.ssim(images[:, :6, :6], images[:, :6, :6])
+
+
 def test_slices_without_brain_count_for_ssim_only(images):
     with_black = np.concatenate([images, np.zeros_like(images[:1])])
     assert ovq.brain_ssim(with_black, with_black) == pytest.approx(1)

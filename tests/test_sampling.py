@@ -186,7 +186,10 @@ def test_filters_keep_what_their_definition_says():
 def test_arguments_out_of_range_are_told():
     prior, codes = randomised(SMALL), some_codes(SMALL, 3)
     for options, text in [
-        ({"temperature": 0}, "temperature is positive"), ({"temperature": np.nan}, "temperature is positive"),
+        ({"temperature": 0}, "at least 1 and 1e-6"), ({"temperature": np.nan}, "temperature=nan"),
+        ({"temperature": 1e-38}, "temperature=1e-38"), ({"seed": 2**63}, "seed is from"),
+        ({"slice_index": 1.5}, r"slice_index is a whole number, or \(3,\) of them. Received: \(\) float64"),
+        ({"slice_index": [0, 1]}, r"Received: \(2,\)"), ({"slice_index": 2**32}, r"slice_index is in \[0, 3\)"),
         ({"top_k": 0}, "top_k is from 1 to 7. Received: 0"),
         ({"top_k": 8}, "top_k is from 1 to 7"), ({"top_p": 0.0}, "top_p is above 0"), ({"top_p": 1.5}, "at most 1"),
         ({"slice_index": 9}, r"slice_index is in \[0, 3\)"), ({"prefix": codes[:2]}, "prefix is"),

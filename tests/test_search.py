@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,13 @@ def test_search_that_was_begun_anew_and_stopped_goes_on(tmp_path, index, monkeyp
     restarted = ovq.grid_search(tmp_path / "s", config, grid, index, restart=True)
     assert anew == [True, True, False, True, False]  # the last loads the winner
     assert restarted["test"] == found["test"] and not (tmp_path / "s" / "restarted").exists()
+
+
+def test_scores_that_are_none_come_last(tmp_path, index):
+    """Of validation slices without brain; JSON has no NaN."""
+    (tmp_path / "metrics.json").write_text('{"validate_brain_ssim": null, "validate_ssim": 0.5}')
+    scores = search._scores(SimpleNamespace(folder=tmp_path), index)
+    assert search._loss(scores) == math.inf and scores["ssim"] == 0.5
 
 
 @pytest.mark.slow

@@ -54,6 +54,11 @@ def test_order_is_a_function_of_seed_and_epoch(index):
     np.testing.assert_allclose(np.sort(first.sum((1, 2, 3))), np.sort(second.sum((1, 2, 3))))  # all slices, once
 
 
+def test_a_batch_that_is_never_filled_is_refused(index):
+    with pytest.raises(ValueError, match="A batch of 64 is not filled by 48 items"):
+        ovq.make_dataset(index.train, image_size=32, batch_size=64, shuffle=True, part=(0, 2))
+
+
 def test_last_batch_is_kept(index):
     dataset = ovq.make_dataset(index.train, image_size=16, batch_size=20, shuffle=True)
     assert len(dataset) == 3 and [len(batch) for batch in batches(dataset)] == [20, 20, 8]
