@@ -18,7 +18,16 @@ from tqdm import tqdm
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.slices import OASIS_SUBJECTS
 from oasis_vq.subjects import OASIS_TEXT, SUBJECT_PATTERN, Subject, choose_subjects, note, read_people, versions
-from oasis_vq.volumes import SliceGeometry, SourceFile, cut_slices, pair_files, read_mask, read_shape, read_volume
+from oasis_vq.volumes import (
+    SliceGeometry,
+    SourceFile,
+    cut_slices,
+    pair_files,
+    read_mask,
+    read_shape,
+    read_volume,
+    require_brain,
+)
 from oasis_vq.workers import finish, make_once, partial_of, read_record, run_tasks, start_or_continue
 
 FORMAT_VERSION = 3  # of the algorithm: raise it whenever the same volumes give other bytes
@@ -139,6 +148,7 @@ def _write_subject(subject: Subject, members: dict[str, bytes], partial: Path, g
         if subject.mask:
             label = subject.mask[-1].label
             mask = read_mask(contents(subject.mask), affine, volume.shape)
+            require_brain(mask, volume, affine)
             label = subject.volume[-1].label
         images, positions, has_skull = cut_slices(volume, affine, geometry, mask)
     except MemoryError as error:

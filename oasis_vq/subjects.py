@@ -17,6 +17,7 @@ SUBJECT_PATTERN = (  # OASIS-1 to 3, BIDS, ADNI, IXI, BraTS from 2020 on and bef
     r"|BraTS(?:20\d\d|20_[A-Za-z]+|-[A-Z]+)[_-]\d+|Bra[Tt][Ss]1\d_[^_]+_[^_]+"
 )
 PUBLISHED_SPLIT = {"train": range(1, 402), "validate": range(402, 441), "test": range(441, 458)}  # cases of OASIS-1
+_MASK = re.compile(r"[_-](?:mask|seg|dlmuse|dlicv)(?![a-z])", re.IGNORECASE)  # not masked
 OASIS_TEXT = re.compile(r"(OAS1_\d{4})_MR1\.txt")  # which tells of a person
 
 
@@ -106,6 +107,8 @@ def choose_subjects(
             f"Received: {subject_pattern}."
         )
     note("further volumes of these subjects are left out", further)
+    masks = [volume[0].label for volume, _ in chosen.values() if _MASK.search(split_label(volume[0].label)[-1])]
+    note("volumes are called masks: are the brains that they belong to not here?", masks)
     subjects, split_of = [], split_subjects(chosen, split, seed)
     from_oasis = all(re.fullmatch(r"OAS1_\d{4}", name) for name in chosen)
     for rank, name in enumerate(sorted(chosen), start=1):

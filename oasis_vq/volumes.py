@@ -266,6 +266,13 @@ def find_brain(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, bool
     return magnitude > threshold_otsu(np.minimum(magnitude, bright)), True
 
 
+def require_brain(mask: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> None:
+    """Raise ValueError if a mask (x, y, z) is no brain in a volume."""
+    if mask.sum() < SMALLEST_MASK * find_brain(volume, affine)[0].sum():
+        share = f"{mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000:.3g} cm³"
+        raise ValueError(f"the mask is no brain, {share} of a head" if mask.any() else "the mask is empty")
+
+
 def cut_slices(
     volume: np.ndarray, affine: np.ndarray, geometry: SliceGeometry, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -289,9 +296,6 @@ def cut_slices(
         ValueError: there is no brain, or no contrast in it.
     """
     brain, has_skull = find_brain(volume, affine) if mask is None else (mask, False)
-    if mask is not None and mask.sum() < SMALLEST_MASK * find_brain(volume, affine)[0].sum():
-        share = f"{mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000:.3g} cm³"
-        raise ValueError(f"its mask is no brain, {share} of a head" if mask.any() else "its mask is empty")
     low, high = np.percentile(volume[brain], (0.5, 99.5)).tolist()
     low = min(low, 0.0)  # black is 0, except where the brain has values below
     if high <= low:

@@ -40,11 +40,13 @@ def run_tasks(
         return
     # Spawned, since forking a process in which TensorFlow runs threads can hang.
     context = multiprocessing.get_context("spawn")
+    options = {"initializer": _start_worker, "initargs": (signal.getsignal(signal.SIGINT) != signal.SIG_IGN, warm_up)}
     try:
-        with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(warm_up,)) as pool:
+        with ProcessPoolExecutor(num_workers, context, **options) as pool, _cancelled(pool):
             waiting = deque()
             for task in tasks:
-                waiting.append(pool.submit(function, *task))
+                with _deaf():  # it may start a worker
+                    waiting.append(pool.submit(function, *task))
                 if len(waiting) > 2 * num_workers:  # one under way and one ready for each
                     yield waiting.popleft().result()
             while waiting:
@@ -56,9 +58,32 @@ def run_tasks(
         ) from error
 
 
-def _start_worker(warm_up: Callable[[], Any] | None) -> None:
+@contextlib.contextmanager
+def _cancelled(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Let workers that are interrupted leave what they have not begun."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore Ctrl-C, as processes do that are started meanwhile: else it ends their imports with many words."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start_worker(is_interruptible: bool, warm_up: Callable[[], Any] | None) -> None:
     """End this process when its parent ends, which would leave it waiting for ever, and on Ctrl-C without a word."""
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as in a script's background
+    if is_interruptible:  # not as in a script's background
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -108,6 +133,8 @@ def alone(folder: Path, *, waits: bool = True) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        if not file.exists():  # where no file can be made at all, as in /proc
+            raise OSError(f"{file.parent} cannot be written: choose another folder.") from None
         if not waits:
             raise OSError(f"Another process makes {folder}: wait for it, or take another name (--out).") from None
         print(f"note: another process makes {folder}: waiting for it", flush=True)

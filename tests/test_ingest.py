@@ -410,7 +410,9 @@ def test_a_lesion_is_no_brain(tmp_path, capsys):
     quickly(tmp_path / "patients", tmp_path / "strokes", subject_pattern=r"stroke\d")
     assert "the skull stays" not in capsys.readouterr().out
     (source / "sub-02_T1w_mask.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"^sub-02_T1w\.nii\.gz cannot be used: its mask is no brain, .* cm³ of"):
+    with pytest.raises(
+        ValueError, match=r"^sub-02_T1w_fine_seg\.nii\.gz cannot be used: the mask is no brain, .* cm³ of"
+    ):
         quickly(source, tmp_path / "refused")
 
 
@@ -916,7 +918,7 @@ def test_broken_mask_archive_and_pair_are_named(tmp_path):
     source = write_people(tmp_path / "volumes")
     mask = source / "IXI003-HH-T1_mask.nii.gz"
     write_nifti(mask, np.zeros((36, 44, 32), np.uint8))
-    with pytest.raises(ValueError, match=r"^IXI003-HH-T1\.nii\.gz cannot be used: its mask is empty\. Replace"):
+    with pytest.raises(ValueError, match=r"^IXI003-HH-T1_mask\.nii\.gz cannot be used: the mask is empty\. Replace"):
         quickly(source, tmp_path / "out", num_workers=2)  # the error comes from a worker
     mask.write_bytes(b"no mask")
     with pytest.raises(ValueError, match=r"^IXI003-HH-T1_mask\.nii\.gz cannot be used: neither NIfTI nor"):
@@ -942,6 +944,26 @@ def test_broken_mask_archive_and_pair_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"OAS1_0002_MR1_mpr_n3_anon_111_t88_masked_gfc\.img cannot be used: Expected"):
         quickly(disc, tmp_path / "other")
     assert not (tmp_path / "out").exists() and not (tmp_path / "other").exists()
+
+
+def test_masks_without_their_volumes_are_told(tmp_path, capsys):
+    source = write_people(tmp_path / "volumes")
+    (source / "IXI003-HH-T1.nii.gz").rename(source / "IXI003-HH-T1_mask.nii.gz")
+    quickly(source, tmp_path / "out")
+    assert "volumes are called masks" in (said := capsys.readouterr().out) and "IXI003-HH-T1_mask.nii.gz" in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed in /proc")
+def test_ctrl_c_while_workers_start_is_without_a_word(tmp_path):
+    words = [sys.executable, "-m", "oasis_vq", "phantom", "--out", str(tmp_path / "p"), "--image-size", "32"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+        children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
+        while len(children.read_text().split()) < 2 and time.monotonic() < deadline:  # a tracker, and a worker
+            time.sleep(0.005)
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in said and "Stopped. The same command again" in said
 
 
 def test_nothing_to_prepare_is_said(tmp_path):
