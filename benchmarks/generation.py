@@ -29,7 +29,7 @@ from oasis_vq.config import ROOT
 from oasis_vq.evaluation import coarse_bits, code_baselines, code_scores
 from oasis_vq.files import write_json, write_whole
 from oasis_vq.preparation import build_optimizer
-from oasis_vq.quality import FEATURE_SIZE, is_valid
+from oasis_vq.quality import FEATURE_SIZE, is_valid, knows_floor
 from oasis_vq.runtime import start_tensorflow
 from oasis_vq.tables import markdown_table
 
@@ -191,6 +191,8 @@ def summarise() -> None:
         ceiling = samples["ceiling"]
         told, limit = (f"{part['classifier_accuracy']:.2f}" for part in (samples, ceiling))
         whole = [f"{part['classifier_accuracy_whole']:.2f}" for part in (samples, ceiling)]
+        knows = knows_floor(samples, "classifier_accuracy_whole")
+        histogram_bits = positions * row["baselines"]["per_position"]
         table.append({
             "codes of": row["vqvae"],
             "their brain_ssim": f"{row['brain_ssim']:.3f}",
@@ -199,11 +201,11 @@ def summarise() -> None:
             "minutes": f"{row['training_seconds'] / 60:.0f}",
             "weights": f"{row['num_parameters']:,}",
             "bits per code": f"{bits:.3f}",
-            "of per position": f"{row['validate_bits_per_image'] / (positions * row['baselines']['per_position']):.3f}",
+            "bits an image of per position": f"{row['validate_bits_per_image'] / histogram_bits:.3f}",
             "in training": f"{row['train_bits_per_code']:.3f}",
             "bits an image": f"{row['validate_bits_per_image']:,.0f}",
             "classifier (ceiling)": f"{told} ({limit})" + ", void" * (not is_valid(samples)),
-            "against slices": f"{whole[0]} ({whole[1]})",
+            "against slices": f"{whole[0]} ({whole[1]})" + ", void" * (not knows),
             "density": f"{samples['density']:.2f} ({ceiling['density']:.2f})",
             "coverage": f"{samples['coverage']:.2f} ({ceiling['coverage']:.2f})",
         })  # fmt: skip

@@ -157,8 +157,14 @@ def sample_table(report: dict) -> str:
 
 def is_valid(report: dict) -> bool:
     """Return whether the classifier of an `evaluate_samples` report knows the floor, and does not know the ceiling."""
-    ceiling, floor = (report[name]["classifier_accuracy"] for name in ("ceiling", "floor"))
-    return None not in (ceiling, floor) and 0.45 <= ceiling <= 0.55 and floor >= 0.95
+    ceiling = report["ceiling"]["classifier_accuracy"]
+    return ceiling is not None and 0.45 <= ceiling <= 0.55 and knows_floor(report, "classifier_accuracy")
+
+
+def knows_floor(report: dict, score: str) -> bool:
+    """Return whether `classifier_accuracy` of an `evaluate_samples` report, or that with `_whole`, tells the floor."""
+    floor = report["floor"][score]
+    return floor is not None and floor >= 0.95
 
 
 def histogram_samples(train: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
@@ -238,6 +244,8 @@ def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def diversity(images: np.ndarray, of: Codes, generator: np.random.Generator, num_pairs: int = 200) -> float:
     """Return 1 - MS-SSIM, mean over pairs of images (n, size, size, 1) at the same slice position, of other people.
 
+    NaN without such a pair, and for images below its window of 11 pixels.
+
     Source: Wang et al. 2003; as a measure of diversity Odena et al. 2017, arXiv:1610.09585.
     """
     pairs = []
@@ -245,7 +253,7 @@ def diversity(images: np.ndarray, of: Codes, generator: np.random.Generator, num
         others = np.flatnonzero((of.slice_index == of.slice_index[one]) & (of.subject != of.subject[one]))
         if len(others):
             pairs.append((one, generator.choice(others)))
-    if not pairs:
+    if not pairs or images.shape[1] < 11:
         return float("nan")
     one, other = np.array(pairs[:num_pairs]).T
     weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])

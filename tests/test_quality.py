@@ -114,6 +114,11 @@ def test_diversity_is_that_of_the_images():
     assert 0.1 < less < more
 
 
+def test_diversity_of_images_below_its_window_is_none():
+    of = Codes(*(np.zeros(2, int) for _ in range(3)), np.array(["a", "b"]), np.array(["", ""]))
+    assert np.isnan(quality.diversity(np.zeros((2, 8, 8, 1), np.float32), of, np.random.default_rng(0)))
+
+
 def test_report_on_samples(vqvae, prior, index):
     report = ovq.evaluate_samples(prior, vqvae, index, num_repeats=1)
     measures = {"classifier_accuracy", "frechet_distance", "density", "coverage"}
