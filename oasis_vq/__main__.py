@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -41,6 +42,16 @@ RESUMES = (phantom, download, prepare, train_vqvae, train_prior, search)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, 0 or 1."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which reads no further; what is left is not to be said at the exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(arguments: list[str] | None) -> int:
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words):
@@ -51,9 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
                 description=__doc__,
             )
     except SystemExit as stop:  # tyro's: --help, or words that do not fit, which it says in a box
-        text = " ".join(re.sub("[─│╭╮╰╯]", " ", words.getvalue()).split())
+        text = " ".join(re.sub(r"[─│╭╮╰╯]|\[/?bold\]", " ", words.getvalue()).split())
         if stop.code:
-            print(text.replace("For full helptext, run:", "Help:"), file=sys.stderr)
+            asked = (sys.argv[1:] if arguments is None else arguments)[:1]
+            own = "".join(f"{word} " for word in asked if word in COMMANDS)
+            print(re.sub("For full helptext, .*", f"Help: python -m oasis_vq {own}--help", text), file=sys.stderr)
         return 1 if stop.code else 0
     try:
         command()
@@ -61,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         hint = "The same command again goes on from there." if command.func in RESUMES else ""
         print(f"Stopped. {str(stop) or hint}".rstrip(), file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError, *_native_errors())):
             raise  # a fault of ours: its traceback is wanted

@@ -120,7 +120,7 @@ def load_model(folder: Path, kind: str) -> VQVAE | PixelCNN:
     except Exception as error:  # Keras raises many kinds for a broken file; the user needs to know which file.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{file} cannot be loaded ({reason}). Train the model again.") from error
-    model.folder = folder
+    model.folder = folder.absolute()
     if "coarse" in record:
         coarse = load_prior(_referred(folder, record["coarse"], "prior", "grids", "refines"))
         model.drafter = make_drafter(coarse, load_vqvae(vqvae_folder(folder)))
@@ -159,7 +159,9 @@ def refuse_other(folder: Path, record: dict, *, restart: bool) -> None:
         text = config.from_dict(found["config"]).differences(config.from_dict(record["config"]))
     for part in ("data", "vqvae", "coarse"):
         before, now = found.get(part, {}), record.get(part, {})
-        changed = [name for name in now if name not in ("name", "folder") and before.get(name) != now[name]]
+        changed = [
+            name for name in now if name not in ("name", "folder", "limit_train") and before.get(name) != now[name]
+        ]
         if changed and not text:
             text = f"{part} {changed[0]}: {str(before.get(changed[0]))[:12]}, not {str(now[changed[0]])[:12]}"
     if text:
@@ -191,6 +193,8 @@ def new_record(
         "config": config.to_dict(),
         "data": {"name": index.root.name, "num_train": len(index.train), **data},
     }
+    if index.limit_train is not None:
+        record["data"]["limit_train"] = index.limit_train
     if coarse is not None:
         _require_coarser(coarse, vqvae, folder)
     needed = {"vqvae": vqvae, "coarse": coarse}
@@ -216,16 +220,21 @@ def _require_coarser(coarse: PixelCNN, fine: VQVAE, folder: Path) -> None:
         raise ValueError(f"A coarse VQ-VAE downsamples more than the fine one. Received: {known}.")
 
 
-def note_other_split(folder: Path, index: SliceIndex) -> None:
-    """Tell the user if a model of a folder was trained with another split than this: by its validation people."""
+def note_other_split(folder: Path, index: SliceIndex) -> bool:
+    """Tell the user if a model of a folder was trained with another split than this, by its validation people, and
+    return whether it was."""
     trained_with = read_record(folder)["data"]
-    if trained_with["validate"] != index.validate.fingerprint():
+    is_other = trained_with["validate"] != index.validate.fingerprint()
+    if is_other:
         print(
             f"note: {folder.name} was trained with another split ({trained_with['name']}) than this "
             f"({index.root.name}): are there people of this validation or test among those it was trained on?"
         )
+    return is_other
 
 
 def in_use(folder: Path) -> bool:
     """Return whether a folder exists and has something in it."""
+    if folder.is_file():
+        raise OSError(f"{folder} is a file. Expected the folder of a model, or nothing.")
     return folder.exists() and any(folder.iterdir())

@@ -113,6 +113,7 @@ def encode(
         limit_train: training subjects to use at most.
         skip_unreadable: whether files that cannot be decoded are left out instead of refused.
     """
+    _require_file(out)
     _start()
     from oasis_vq import folders
     from oasis_vq.codes import encode_index
@@ -257,6 +258,7 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
         num: slices shown.
         seed: of the choice of slices.
     """
+    _require_file(out)
     _start()
     import numpy as np
 
@@ -274,8 +276,11 @@ def reconstruct(data: Path, vqvae: Path, out: Path, num: int = 8, seed: int = 0)
         images, codes, again,
         num_embeddings=model.config.num_embeddings, scores=metrics.ssim_per_image(images, again)[1],
     )  # fmt: skip
-    figures.save_figure(figure, out.with_suffix("").name, folder=out.parent)
-    print(f"{out.with_suffix('.png')}: {len(images)} test slices, brain_ssim {metrics.brain_ssim(images, again):.3f}")
+    name = out.stem if out.suffix.lower() in (".png", ".pdf") else out.name
+    figures.save_figure(figure, name, folder=out.parent)
+    print(
+        f"{out.with_name(f'{name}.png')}: {len(images)} test slices, brain_ssim {metrics.brain_ssim(images, again):.3f}"
+    )
 
 
 def generate(
@@ -300,7 +305,7 @@ def generate(
         slice_index: slice position, as in the names of the training slices; None draws one for each.
         label: class, for a prior that was trained with classes; None draws one for each.
         unconditional: whether the prior is told neither position nor class.
-        temperature: below 1 more likely and less diverse.
+        temperature: below 1 more likely and less diverse; at least 1e-6.
         top_k: draw from the k most likely codes only.
         top_p: draw from the most likely codes that reach this probability only.
     """
@@ -350,7 +355,8 @@ def evaluate(
     limit_train: int | None = None,
     skip_unreadable: bool = False,
 ) -> None:
-    """Score a VQ-VAE or a prior on the test split beside its baselines; writes metrics.json in the model folder.
+    """Score a VQ-VAE or a prior on the test split beside its baselines; writes metrics.json in the model folder, unless
+    the slices are in another split than those that it was trained with.
 
     A prior is scored by the bits a code costs, by its samples, and by how it tells slices with planted lesions.
     Choose by validation, as often as you like, and score the test split once.
@@ -371,6 +377,12 @@ def evaluate(
     )
     print(f"{model.name}, {split} split of {index.root.name}\n")
     print("\n\n".join(reports.report_texts(report)))
+
+
+def _require_file(out: Path) -> None:
+    """Raise ValueError if what is to be a file is a folder."""
+    if out.is_dir():
+        raise ValueError(f"--out is a file to write. Received: {out}, which is a folder.")
 
 
 def _start(seed: int = 0, *, deterministic: bool = False) -> str:

@@ -31,6 +31,8 @@ SAMPLES_VERSION = 2
 def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False) -> dict:
     """Return all that metrics.json of a model folder holds, the scores on the test split computed first if they miss.
 
+    Of slices in another split than the model was trained with, scores are returned alone, and not kept there.
+
     A VQ-VAE is scored as by `evaluate_reconstruction`, a prior as by `evaluate_prior` and `evaluate_samples`; and
     `lesion_auroc` is that of `find_lesions`, without drafts and where enough slices show brain. Fingerprints of the
     splits stand beside the scores: those of other slices are not taken for theirs, nor those of an older way to score
@@ -48,10 +50,10 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
     folder = model_folder(folder)
     is_vqvae = read_record(folder)["model"] == "VQVAE"
     file = folder / "metrics.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    is_other = note_other_split(folder, index)
+    known = json.loads(file.read_text()) if file.exists() and not is_other else {}
     scored: dict = {"scored_slices": index.fingerprints()}
     scored |= {} if is_vqvae else {"scored_as": SAMPLES_VERSION}
-    note_other_split(folder, index)
     if not again and scored == {name: known.get(name) for name in scored}:
         return known
     known.pop("lesion_auroc", None)  # there may be none of these slices
@@ -63,7 +65,8 @@ def evaluate_model(folder: str | Path, index: SliceIndex, *, again: bool = False
         if prior.drafter is None:  # a draft already shows a lesion
             with contextlib.suppress(ValueError):  # too few slices with brain
                 report["lesion_auroc"] = find_lesions(prior, vqvae, index)["auroc"]
-    write_json(file, {**known, **report, **scored})
+    if not is_other:
+        write_json(file, {**known, **report, **scored})
     return {**known, **report, **scored}
 
 

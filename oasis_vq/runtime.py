@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 
@@ -71,3 +72,28 @@ def in_precision(policy: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def gradient_slowdown(policy: str) -> float:
+    """Return how many times as long a convolution and its gradients take in a precision policy as in float32, here.
+
+    TensorFlow has fast gradients in bfloat16 for CPUs with AVX-512 alone. Elsewhere they are over ten times slower.
+    """
+    import keras
+    import tensorflow as tf
+
+    def seconds(dtype: str) -> float:
+        images, kernel = tf.ones((8, 32, 32, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            with tf.GradientTape() as tape:
+                tape.watch([images, kernel])
+                features = tf.nn.conv2d(images, kernel, 1, "SAME")
+            for gradient in tape.gradient(features, [images, kernel]):
+                gradient.numpy()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    with quiet_native_logs():
+        return seconds(keras.DTypePolicy(policy).compute_dtype) / seconds("float32")

@@ -29,6 +29,7 @@ from oasis_vq.folders import RESTARTED, in_use, load_model, model_folder, new_re
 from oasis_vq.guard import checked
 from oasis_vq.pixelcnn import PixelCNN
 from oasis_vq.preparation import CODES, Training, prepare_prior, prepare_vqvae
+from oasis_vq.runtime import gradient_slowdown
 from oasis_vq.slices import SliceIndex
 from oasis_vq.vqvae import VQVAE
 from oasis_vq.workers import alone, partial_of
@@ -108,6 +109,11 @@ def fit_or_load(
             return load_model(folder, record["model"])
         for note in checked(index):  # a notebook keeps what is printed: no place of this machine
             print(f"note: {note}".replace(str(index.root), index.root.name))
+        if config.precision != "float32" and (times := gradient_slowdown(config.precision)) > 2:
+            print(
+                f"note: gradients take {times:.0f} times as long in {config.precision} as in float32 on this machine: "
+                "better stop, and train in float32 (--precision float32)"
+            )
         keras.utils.set_random_seed(config.seed)
         wait_for_all(strategy)
         if leads:

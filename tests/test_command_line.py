@@ -14,7 +14,7 @@ import tensorflow as tf
 from model_card import beyond_recipe, card
 
 import oasis_vq as ovq
-from oasis_vq import files, model_commands, phantom
+from oasis_vq import files, model_commands, phantom, training
 from oasis_vq.__main__ import COMMANDS, main
 
 
@@ -35,19 +35,21 @@ def fails(capsys, *words):
 def test_the_whole_path(tmp_path, monkeypatch, capsys):
     """From nothing to new brains with commands alone, in an empty folder; two of them in processes of their own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "gradient_slowdown", lambda policy: 17.2)
     half = ("--precision", "mixed_bfloat16")
     for words in (
         ("phantom", "--out", "slices", "--subjects", 6, "--image-size", 32),
         ("train-vqvae", "--data", "slices", "--recipe", "keras_io", "--image-size", 32, "--epochs", 2, "--out", "v"),
         ("train-prior", "--data", "slices", "--vqvae", "v", "--epochs", 2, "--out", "v-prior", *half),
         ("encode", "--data", "slices", "--vqvae", "v", "--out", "codes.npz"),
-        ("reconstruct", "--data", "slices", "--vqvae", "v", "--out", "again.png"),
+        ("reconstruct", "--data", "slices", "--vqvae", "v", "--out", "again.v1"),
         ("evaluate", "v", "--data", "slices"),
         ("evaluate", "v-prior", "--data", "slices"),
         ("generate", "--prior", "v-prior", "-n", 3, "--out", "new"),
     ):
         if words[0] not in ("train-vqvae", "generate"):
             assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+            assert ("17 times as long in mixed_bfloat16" in capsys.readouterr().out) == (half[0] in words)
             continue
         done = run(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -57,6 +59,7 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
     names = {path.name for path in (tmp_path / "new").iterdir()}
     assert names >= {"grid.png", "sample_00.png", "sample_01.png", "sample_02.png", "codes.npz", "provenance.json"}
     assert iio.imread(tmp_path / "new" / "sample_00.png").shape == (32, 32)
+    assert {path.name for path in tmp_path.glob("again*")} == {"again.v1.png", "again.v1.pdf"}
     with np.load(tmp_path / "codes.npz", allow_pickle=False) as codes:
         assert codes["codes"].shape == (6 * 32, 8, 8) and codes["codes"].dtype == np.int32
         assert {"slice_index", "label", "subject"} <= set(codes)
@@ -68,6 +71,7 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
         assert (
             said in text and "Made-up people." in text and f"--out {name}\n" in text and "Not for clinical use" in text
         )
+        assert ("leave `--precision` out" in text) == (name == "v-prior")
         # The command that a card gives, given again, finds the model it is of.
         shutil.copytree("slices", "data/slices", dirs_exist_ok=True)
         own = next(line.split()[3:] for line in text.splitlines() if line.startswith("python -m oasis_vq train"))
@@ -87,6 +91,16 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert command in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """`--help | head`."""
+    for words in (["train-vqvae", "--help"], ["recipes"]):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, "-m", "oasis_vq", *words], **pipes) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 1
 
 
 def test_what_a_recipe_says_of_copies_and_mirrors_can_be_changed_either_way(cohort, capsys, monkeypatch):
@@ -148,14 +162,19 @@ def test_recipes_are_listed(capsys):
 
 def test_wrong_words_are_one_line(capsys):
     assert "--out" in fails(capsys, "generate", "--prior", "x")
-    assert "generte" in fails(capsys, "generte")
+    assert fails(capsys, "generte").endswith("Help: python -m oasis_vq --help\n")
+    said = fails(capsys, "prepare", "x", "--out", "y", "--slice-range", "0.5")
+    assert "FLOAT FLOAT" in said and "[bold]" not in said and said.endswith("python -m oasis_vq prepare --help\n")
     assert "invalid" in fails(capsys, "phantom", "--out", "x", "--subjects", "many").lower()
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, copied, models, prior, capsys):
     out, train = tmp_path / "out", ("train-vqvae", "--recipe", "keras_io", "--out", tmp_path / "out")
-    assert "No PNG slices in" in fails(capsys, *train, "--data", tmp_path / "nowhere")
+    assert "There is no folder" in fails(capsys, *train, "--data", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
+    for command in ("encode", "reconstruct"):
+        words = ("--data", copied, "--vqvae", models / "small", "--out", tmp_path / "empty")
+        assert "empty, which is a folder" in fails(capsys, command, *words)
     assert "python -m oasis_vq phantom" in fails(capsys, *train, "--data", tmp_path / "empty")
     assert "multiple of downsampling (4)" in fails(capsys, *train, "--data", copied, "--image-size", 62)
     assert "A recipe is one of" in fails(capsys, *train[:1], *train[3:], "--data", copied, "--recipe", "best")
@@ -230,6 +249,10 @@ def test_training_goes_on_without_unreadable_slices_and_with_fewer_subjects_if_t
     assert "case_003_slice_1.nii.png cannot be decoded: left out" in said
     record = json.loads((tmp_path / "v" / "config.json").read_text())
     assert record["data"]["num_train"] == 8 * int(words[-1]) - 1
+    assert main(["evaluate", str(tmp_path / "v"), "--data", str(copied), "--skip-unreadable"]) == 0
+    (tmp_path / "v").rename(tmp_path / "a model")
+    text = card(tmp_path / "a model", "Made-up people.", "one core")
+    assert f" --limit-train {words[-1]} --out '{tmp_path / 'a model'}'\n" in text
 
 
 def test_adni_slices_from_check_to_a_sample_of_a_class(adni, tmp_path, capsys):

@@ -43,9 +43,11 @@ def test_validation_is_scored_and_nothing_written(folder, cohort, index, vqvae, 
 def test_another_split_is_told(folder, index, capsys):
     ovq.evaluate_model(folder, index, again=True)
     assert "another split" not in capsys.readouterr().out
+    kept = (folder / "metrics.json").read_bytes()
     moved = dataclasses.replace(index, test=index.validate, validate=index.test)
-    ovq.evaluate_model(folder, moved)
+    assert ovq.evaluate_model(folder, moved)["num_images"] == len(index.validate)
     assert "was trained with another split (" in capsys.readouterr().out
+    assert (folder / "metrics.json").read_bytes() == kept  # a model's own scores
 
 
 def test_scores_that_are_none_are_no_error(folder, index):

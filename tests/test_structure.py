@@ -38,8 +38,8 @@ ALLOWED = {
         "callbacks", "codes", "config", "devices", "folders", "pixelcnn", "slices", "streams", "vqvae"
     },
     "training": {
-        "callbacks", "config", "devices", "files", "folders", "guard", "pixelcnn", "preparation", "slices", "vqvae",
-        "workers",
+        "callbacks", "config", "devices", "files", "folders", "guard", "pixelcnn", "preparation", "runtime", "slices",
+        "vqvae", "workers",
     },
     "evaluation": {"codes", "guard", "metrics", "pixelcnn", "quantizer", "slices", "streams", "vqvae"},
     "search": {"config", "evaluation", "files", "folders", "pixelcnn", "slices", "training", "vqvae"},

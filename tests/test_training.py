@@ -258,6 +258,16 @@ def test_prior_of_another_vqvae_is_refused(tmp_path, models, index, vqvae, prior
         ovq.load_prior(tmp_path / "small-prior")
 
 
+def test_a_model_of_a_relative_folder_is_found_from_elsewhere(tmp_path, models, index, vqvae, monkeypatch):
+    monkeypatch.chdir(models)
+    loaded = ovq.load_vqvae("./small")
+    monkeypatch.chdir(tmp_path)
+    assert loaded.folder == models / "small"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file is a file. Expected the folder of a model"):
+        ovq.fit_or_load("./file", VQVAE_CONFIG, index)
+
+
 def test_prior_that_does_not_fit_is_refused(tmp_path, index, vqvae):
     with pytest.raises(ValueError, match=r"grid_shape: \[4, 4\], not \[8, 8\]"):
         ovq.fit_or_load(tmp_path / "p", dataclasses.replace(PRIOR_CONFIG, grid_shape=(4, 4)), index, vqvae=vqvae)

@@ -8,6 +8,7 @@ import argparse
 import inspect
 import json
 import os
+import shlex
 from pathlib import Path
 
 from oasis_vq.config import PriorConfig, VQVAEConfig
@@ -70,10 +71,18 @@ def card(folder: Path, data: str, machine: str) -> str:
     what = WHAT[kind].format(**names)
     if "coarse" in record:
         coarse = Path(os.path.normpath(folder / record["coarse"]["folder"]))
-        options = f" --coarse {coarse}{options}"
+        options = f" --coarse {shlex.quote(str(coarse))}{options}"
         what += f" The second of two levels: it refines the samples of [{coarse.name}](../{coarse.name})."
-    command = COMMANDS[kind].format(**names, options=options)
+    if "limit_train" in record["data"]:
+        options += f" --limit-train {record['data']['limit_train']}"
+    quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
+    command = COMMANDS[kind].format(**quoted, options=options)
+    scoring = f"evaluate {quoted['folder']} --data {quoted['data']}"
     made = f"Made with {rest} set in Python" if rest else "Made"
+    slow = (
+        "In bfloat16 for speed: without a GPU, or a CPU with AMX, leave `--precision` out. Where there is no AVX-512 "
+        "either, its gradients take over ten times as long as those of float32."
+    )
     parts = [
         f"# {folder.name}",
         what,
@@ -83,7 +92,8 @@ def card(folder: Path, data: str, machine: str) -> str:
         "the epoch was chosen on validation people; test people were scored at the end.",
         f"**Training.** Recipe `{config['recipe']}`, seed {config['seed']}, "
         f"{metrics['num_parameters']:,.0f} parameters, {len(seconds)} epochs, {machine}. {made} by",
-        f"```\npython -m oasis_vq {command}\npython -m oasis_vq evaluate {names['folder']} --data {names['data']}\n```",
+        f"```\npython -m oasis_vq {command}\npython -m oasis_vq {scoring}\n```",
+        *([slow] if config["precision"] == "mixed_bfloat16" else []),
         "**Scores on the test split** (95 % bootstrap intervals over people where there are any):",
         f"```\n{scores}\n```",
     ]
