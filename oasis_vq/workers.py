@@ -78,7 +78,7 @@ def _deaf() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _start_worker(is_interruptible: bool, warm_up: Callable[[], Any] | None) -> None:
