@@ -42,7 +42,7 @@ def run_tasks(
     context = multiprocessing.get_context("spawn")
     options = {"initializer": _start_worker, "initargs": (signal.getsignal(signal.SIGINT) != signal.SIG_IGN, warm_up)}
     try:
-        with ProcessPoolExecutor(num_workers, context, **options) as pool, _cancelled(pool):
+        with ProcessPoolExecutor(num_workers, context, **options) as pool, _ending(pool):
             waiting = deque()
             for task in tasks:
                 with _deaf():  # it may start a worker
@@ -59,12 +59,16 @@ def run_tasks(
 
 
 @contextlib.contextmanager
-def _cancelled(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Let workers that are interrupted leave what they have not begun."""
+def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Let workers leave what they have not begun at an error; end them on Ctrl-C, which new ones do not hear."""
+    others = set(multiprocessing.active_children())
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, KeyboardInterrupt):
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
         raise
 
 

@@ -23,6 +23,7 @@ from oasis_vq import training
 from oasis_vq.callbacks import LivingDecoder
 from oasis_vq.folders import load_model
 from oasis_vq.training import _stoppable
+from oasis_vq.workers import alone
 
 CONFIG = dataclasses.replace(VQVAE_CONFIG, epochs=4)
 
@@ -128,6 +129,12 @@ def test_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, index):
     (tmp_path / "a file").write_text("in the way")
     with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'a file'} cannot be written")):
         ovq.fit_or_load(tmp_path / "a file" / "v", CONFIG, index)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_where_nothing_can_be_locked_is_not_waited_for():
+    with pytest.raises(OSError, match=r"^/proc cannot be written: choose another folder\.$"), alone(Path("/proc/x")):
+        pass
 
 
 HOLD = """
