@@ -137,8 +137,12 @@ def alone(folder: Path, *, waits: bool = True) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        if not file.exists():  # where no file can be made at all, as in /proc
-            raise OSError(f"{file.parent} cannot be written: choose another folder.") from None
+        if not file.exists():  # the other is done with it, or no file can be made here, as in /proc
+            try:
+                file.touch()
+            except OSError as error:
+                text = f"{file.parent} cannot be written ({error.strerror}): choose another folder."
+                raise OSError(text) from None
         if not waits:
             raise OSError(f"Another process makes {folder}: wait for it, or take another name (--out).") from None
         print(f"note: another process makes {folder}: waiting for it", flush=True)
