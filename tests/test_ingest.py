@@ -955,7 +955,7 @@ def test_masks_without_their_volumes_are_told(tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed in /proc")
 def test_ctrl_c_while_workers_start_is_without_a_word(tmp_path):
-    words = [sys.executable, "-m", "oasis_vq", "phantom", "--out", str(tmp_path / "p"), "--image-size", "32"]
+    words = [sys.executable, "-m", "oasis_vq", "phantom", "--out", str(tmp_path / "p"), "--workers", "2"]
     with subprocess.Popen(words, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
         children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
         while len(children.read_text().split()) < 2 and time.monotonic() < deadline:  # a tracker, and a worker

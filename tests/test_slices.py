@@ -200,8 +200,8 @@ def test_fingerprint_knows_sizes_labels_and_if_asked_times(copied, adni, tmp_pat
 
 
 def test_missing_folder_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "empty").mkdir()
     for name, said in (("nowhere", "There is no folder .*nowhere"), ("empty", "No PNG slices in .*empty")):
-        (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(FileNotFoundError, match=rf"{said}.*python -m oasis_vq phantom"):
             ovq.find_slices(tmp_path / name)
 
