@@ -149,7 +149,7 @@ def test_every_weight_is_trained(name):
 
 def test_mask_holds_after_training_steps():
     prior = randomised(SMALL)
-    prior.compile("adam")
+    prior.compile("adam", run_eagerly=True)  # three steps: tracing one would take longer
     codes = some_codes(SMALL, 8)
     prior.fit({"codes": codes}, epochs=3, verbose=0)
     before = prior.logits(codes[:1])

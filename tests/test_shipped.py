@@ -1,5 +1,6 @@
 """The models in the repository: they load, their cards tell their scores, and their samples are brains."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import oasis_vq as ovq
+from oasis_vq import folders
 from oasis_vq.__main__ import main
 from oasis_vq.folders import read_record
 from oasis_vq.quality import is_valid
@@ -56,13 +58,14 @@ def assert_brains(images):
     assert corners.max() < 0.1 < images[:, 3 * part : 5 * part, 3 * part : 5 * part].mean()  # gray in the middle
 
 
-def test_brains_are_generated_without_data(tmp_path):
+def test_brains_are_generated_without_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "load_prior", functools.cache(folders.load_prior))  # compiled once for what follows
     assert main(["generate", "--prior", str(FOLDER / "ixi128-prior"), "-n", "16", "--out", str(tmp_path / "new")]) == 0
     with np.load(tmp_path / "new" / "codes.npz") as codes:
         drawn, positions = codes["codes"], codes["slice_index"]
     assert len(np.unique(drawn)) > 100 and len(np.unique(positions)) > 4
     # Again, from the parts. A second level refines the brains of the first.
-    fine = ovq.load_prior(FOLDER / "ixi128-prior")
+    fine = folders.load_prior(FOLDER / "ixi128-prior")
     coarse = ovq.sample_codes(fine.drafter.prior, 16, seed=0, slice_index=positions)
     draft = fine.drafter.of_codes(coarse)
     order = np.argsort(positions)

@@ -105,6 +105,7 @@ def test_best_weights_are_kept_and_patience_ends(tmp_path, index, vqvae, weight_
     assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_best_averaged_weights_and_patience_survive_an_interruption(tmp_path, index, vqvae):
     """The best epoch is the second; the training is interrupted after the fourth, and patience ends with the fifth."""
     config = dataclasses.replace(PRIOR_CONFIG, epochs=9, patience=3, weight_average=0.8)
@@ -117,6 +118,7 @@ def test_best_averaged_weights_and_patience_survive_an_interruption(tmp_path, in
     assert report["validate_bits_per_code"] == pytest.approx(bits[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_prior_that_goes_on_encodes_nothing_again(tmp_path, index, vqvae, monkeypatch, capsys):
     """Unless what it has kept is broken; either way it ends the same."""
     config = dataclasses.replace(PRIOR_CONFIG, epochs=2, num_views=2)
@@ -487,6 +489,7 @@ except KeyboardInterrupt as stop:
 """
 
 
+@pytest.mark.slow
 def test_killed_training_ends_where_the_uninterrupted_one_does(tmp_path, cohort):
     """The VQ-VAE is killed, the prior is told to end."""
 

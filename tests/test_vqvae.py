@@ -231,7 +231,7 @@ def test_adapt_takes_the_variance_of_the_pixels(images):
 def test_every_weight_is_trained(images):
     for quantizer in ("gradient", "ema"):
         model = ovq.VQVAE(dataclasses.replace(VQVAE_CONFIG, quantizer=quantizer))
-        model.compile(optimizer="adam")
+        model.compile(optimizer="adam", run_eagerly=True)  # one step: tracing it would take longer
         before = [weight.numpy() for weight in model.trainable_weights]
         model.train_on_batch(images)
         for weight, old in zip(model.trainable_weights, before, strict=True):
@@ -240,7 +240,7 @@ def test_every_weight_is_trained(images):
 
 def test_ema_codebook_moves_in_training_only(images):
     model = ovq.VQVAE(VQVAE_CONFIG)
-    model.compile(optimizer="adam")
+    model.compile(optimizer="adam", run_eagerly=True)
     model.train_on_batch(images)
     before = model.quantizer.codebook.numpy()
     model.evaluate(images, verbose=0)
