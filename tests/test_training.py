@@ -306,6 +306,8 @@ def test_prior_takes_positions_and_labels_from_the_data(index, adni):
     assert config.conditioned_by(index) == PRIOR_CONFIG
     config = dataclasses.replace(PRIOR_CONFIG, condition_on=("label",)).conditioned_by(adni)
     assert (config.first_slice, config.num_slices, config.num_labels) == (0, 0, 2)
+    config = dataclasses.replace(PRIOR_CONFIG, condition_on=("slice_index",)).conditioned_by(adni)
+    assert (config.first_slice, config.num_slices, config.num_labels) == (78, 3, 0)
     config = dataclasses.replace(PRIOR_CONFIG, condition_on=()).conditioned_by(adni)
     assert (config.num_slices, config.num_labels) == (0, 0)
 
