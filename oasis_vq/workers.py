@@ -65,30 +65,38 @@ def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, KeyboardInterrupt):
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
+        pool.shutdown(cancel_futures=True)  # and waits: what the pool does meanwhile fails when Python exits, in words
         raise
 
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Ignore Ctrl-C, as processes do that are started meanwhile: else it ends their imports with many words."""
+    """Hear Ctrl-C only afterwards; processes that are started meanwhile do not: it would end their imports in words."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
+        if mask is not None:  # Windows has none, and starts processes that hear what they like
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker(is_interruptible: bool, warm_up: Callable[[], Any] | None) -> None:
     """End this process when its parent ends, which would leave it waiting for ever, and on Ctrl-C without a word."""
     if is_interruptible:  # not as in a script's background
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     if warm_up:

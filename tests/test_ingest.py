@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -840,6 +842,28 @@ def test_ctrl_c_ends_workers_at_once_and_without_a_word(then):
             assert process.communicate(timeout=30) == ("stopped\n", "")
         finally:
             process.kill()
+
+
+def test_ctrl_c_is_not_lost_while_a_worker_starts(monkeypatch):
+    """Nor does it stop the start half-way."""
+    done = []
+
+    class Interrupted(ProcessPoolExecutor):
+        def submit(self, *task):
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(super().submit(*task))
+            return done[-1]
+
+    monkeypatch.setattr("oasis_vq.workers.ProcessPoolExecutor", Interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_tasks(math.sqrt, [(4,), (9,)], 2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for worker in multiprocessing.active_children():
+        worker.join(30)
+    assert len(done) == 1 and multiprocessing.active_children() == []
 
 
 def test_a_script_without_the_guard_is_told(tmp_path):
