@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,21 @@ def run_tasks(
                 with _deaf():  # it may start a worker
                     waiting.append(pool.submit(function, *task))
                 if len(waiting) > 2 * num_workers:  # one under way and one ready for each
-                    yield waiting.popleft().result()
+                    yield _result(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
     except BrokenExecutor as error:
         raise MemoryError(
             f"One of {num_workers} processes ended. If it did not say why above, perhaps for want of memory: try "
             "--workers 1."
         ) from error
+
+
+def _result(future: Future) -> Any:
+    """Return what a worker has made. A wait without end would miss a Ctrl-C that comes as it begins, or elsewhere."""
+    while wait([future], timeout=0.5).not_done:
+        pass
+    return future.result()
 
 
 @contextlib.contextmanager
