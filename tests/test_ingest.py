@@ -997,7 +997,10 @@ def test_masks_without_their_volumes_are_told(tmp_path, capsys):
 def test_ctrl_c_while_workers_start_is_without_a_word(tmp_path):
     words = [sys.executable, "-m", "oasis_vq", "phantom", "--out", str(tmp_path / "p"), "--workers", "2"]
     words += ["--image-size", "2048"]  # a person takes minutes
-    with subprocess.Popen(words, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+    options = {"cwd": ROOT, "stdout": -1, "stderr": -1, "text": True, "start_new_session": True}
+    # A shell starts what it puts into the background with SIGINT ignored, and the tests may be run so.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(words, **options) as process:
         children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
         while len(children.read_text().split()) < 2 and time.monotonic() < deadline:  # a tracker, and a worker
             time.sleep(0.005)
